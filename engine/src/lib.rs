@@ -1,0 +1,23 @@
+//! Tidemill: a durable stream engine for one Linux machine.
+//!
+//! One thread per core, nothing shared. The logic of a shard is a state machine without I/O;
+//! `runtime` connects it to the machine.
+
+pub mod command;
+pub mod effect;
+
+pub mod shard;
+
+pub mod catalog;
+pub mod group;
+pub mod outbox;
+pub mod partition;
+pub mod state;
+
+pub mod batch;
+pub mod kafka;
+
+pub mod admin;
+pub mod config;
+pub mod exit_code;
+pub mod runtime;

@@ -1,0 +1,32 @@
+//! The only clock: what every step is told the time by.
+
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use crate::effect::Now;
+
+/// Monotonic since the start of the process, and the machine's wall clock.
+#[derive(Debug, Clone, Copy)]
+pub struct Clock {
+    start: Instant,
+}
+
+impl Clock {
+    /// Starts now.
+    pub fn start() -> Self {
+        Self { start: Instant::now() }
+    }
+
+    /// The time of a step.
+    pub fn now(&self) -> Now {
+        let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Now {
+            monotonic_ms: self.start.elapsed().as_millis() as u64,
+            wall_ms: since_1970.as_millis() as i64,
+        }
+    }
+
+    /// Microseconds since the start, for latencies.
+    pub fn monotonic_us(&self) -> u64 {
+        self.start.elapsed().as_micros() as u64
+    }
+}

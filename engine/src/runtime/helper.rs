@@ -1,0 +1,254 @@
+//! The helper thread of a shard: cold reads and the scrub.
+//!
+//! It alone touches cold pages of mapped extents, so neither a page fault nor a media error can
+//! stop the shard. A read maps the file, has the kernel bring the pages in (a media error is then
+//! an error and no signal), checks what it touches, and copies the range out.
+
+use std::collections::VecDeque;
+use std::io;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
+
+use bytes::Bytes;
+use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
+use tidemill_wal::damage::{Damage, FileFault};
+use tidemill_wal::disk::ExtentMap;
+use tidemill_wal::extent::{ExtentSpec, ExtentView, ReadFrom as Position, RunData, plan_extent};
+use tidemill_wal::format::FileName;
+use tidemill_wal::scrub::ScrubPiece;
+use tidemill_wal::store::MergePlan;
+
+use super::mesh::Doorbell;
+use crate::effect::{ExtentRead, Input, ReadFault, ReadFrom, ReadId};
+
+/// Requests that may wait for the thread; the shard's loop keeps the rest.
+const REQUESTS_QUEUED_MAX: usize = 64;
+
+/// Maps that are kept open: a consumer that catches up reads one file many times.
+const MAPS_MAX: usize = 32;
+
+/// Inputs from threads that are not shards.
+#[derive(Debug)]
+pub struct Mailbox {
+    inputs: Mutex<Vec<Input>>,
+    notices: Mutex<Vec<String>>,
+    doorbells: Arc<[Doorbell]>,
+    shard: usize,
+}
+
+impl Mailbox {
+    /// The mailbox of one shard.
+    pub fn new(doorbells: Arc<[Doorbell]>, shard: u16) -> Arc<Self> {
+        Arc::new(Self {
+            inputs: Mutex::default(),
+            notices: Mutex::default(),
+            doorbells,
+            shard: usize::from(shard),
+        })
+    }
+
+    /// Puts an input in and wakes the shard.
+    pub fn put(&self, input: Input) {
+        self.inputs.lock().unwrap_or_else(PoisonError::into_inner).push(input);
+        self.doorbells[self.shard].ring();
+    }
+
+    /// Reports damage that the scrub found.
+    fn report(&self, fault: String) {
+        self.notices.lock().unwrap_or_else(PoisonError::into_inner).push(fault);
+        self.doorbells[self.shard].ring();
+    }
+
+    /// Takes everything.
+    pub fn take(&self) -> Vec<Input> {
+        std::mem::take(&mut self.inputs.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Takes the scrub's reports.
+    pub fn take_reports(&self) -> Vec<String> {
+        std::mem::take(&mut self.notices.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Whether there is nothing to take.
+    pub fn is_empty(&self) -> bool {
+        self.inputs.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
+            && self.notices.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
+    }
+}
+
+/// What the thread is asked.
+#[derive(Debug)]
+pub enum Request {
+    /// A range of one partition.
+    Read(ReadId, ExtentRead),
+    /// Extents to plan, with the bytes between two syncs.
+    Plan(Vec<ExtentSpec>, usize),
+    /// All that a merge needs.
+    Merge(MergePlan),
+    /// A piece of an extent, to be verified.
+    Verify(ScrubPiece),
+    /// Files that are about to be removed: an open map would keep their room on the disk.
+    Forget(Vec<FileName>),
+}
+
+/// The running thread.
+#[derive(Debug)]
+pub struct Helper {
+    requests: Sender<Request>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Helper {
+    /// Starts the thread for the extents of one directory.
+    pub fn start(
+        name: String,
+        directory: PathBuf,
+        mailbox: Arc<Mailbox>,
+        scrubbed: impl Fn(u64) + Send + 'static,
+    ) -> io::Result<Self> {
+        let (requests, received) = bounded(REQUESTS_QUEUED_MAX);
+        let worker = Worker {
+            maps: Maps { directory, open: VecDeque::new() },
+            requests: received,
+            mailbox,
+            scrubbed: Box::new(scrubbed),
+        };
+        let thread = thread::Builder::new().name(name).spawn(move || worker.run())?;
+        Ok(Self { requests, thread: Some(thread) })
+    }
+
+    /// Hands a request over; gives it back if the queue is full.
+    pub fn ask(&self, request: Request) -> Result<(), Request> {
+        self.requests.try_send(request).map_err(TrySendError::into_inner)
+    }
+}
+
+impl Drop for Helper {
+    fn drop(&mut self) {
+        // Without a sender the thread ends after the request at hand.
+        self.requests = bounded(0).0;
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+struct Worker {
+    maps: Maps,
+    requests: Receiver<Request>,
+    mailbox: Arc<Mailbox>,
+    scrubbed: Box<dyn Fn(u64) + Send>,
+}
+
+impl Worker {
+    fn run(mut self) {
+        while let Ok(request) = self.requests.recv() {
+            match request {
+                Request::Read(read, request) => {
+                    let result = self.maps.read(&request);
+                    self.mailbox.put(Input::ReadDone { read, result });
+                }
+                Request::Plan(specs, sync_size) => {
+                    let plan = |spec| plan_extent(spec, sync_size);
+                    self.mailbox.put(Input::Planned(specs.into_iter().map(plan).collect()));
+                }
+                Request::Merge(plan) => {
+                    let result = self.maps.read_merge(&plan);
+                    self.mailbox.put(Input::MergeRead(result));
+                }
+                Request::Verify(piece) => {
+                    let size = piece.range.end - piece.range.start;
+                    for fault in self.maps.verify(&piece) {
+                        self.mailbox.report(fault);
+                    }
+                    (self.scrubbed)(size);
+                }
+                Request::Forget(files) => {
+                    self.maps.open.retain(|(name, _)| !files.contains(name));
+                }
+            }
+        }
+    }
+}
+
+/// Open maps, the last used last.
+struct Maps {
+    directory: PathBuf,
+    open: VecDeque<(FileName, ExtentMap)>,
+}
+
+impl Maps {
+    fn map(&mut self, file: &FileName) -> Result<&ExtentMap, ReadFault> {
+        if let Some(index) = self.open.iter().position(|(name, _)| name == file) {
+            let entry = self.open.remove(index).expect("just found");
+            self.open.push_back(entry);
+        } else {
+            let map = self.open_map(file)?;
+            if self.open.len() == MAPS_MAX {
+                self.open.pop_front();
+            }
+            self.open.push_back((file.clone(), map));
+        }
+        Ok(&self.open.back().expect("just pushed").1)
+    }
+
+    fn open_map(&self, file: &FileName) -> Result<ExtentMap, ReadFault> {
+        ExtentMap::open(&self.directory.join(&*file.0)).map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => ReadFault::Gone,
+            _ => ReadFault::Failed(format!("{file}: {error}")),
+        })
+    }
+
+    fn read(&mut self, request: &ExtentRead) -> Result<Vec<Bytes>, ReadFault> {
+        let file = &request.file;
+        let map = self.map(file)?;
+        let corrupt = |fault: Damage| ReadFault::Corrupt(format!("{file}: {fault}"));
+        let populate = |range| map.populate(range);
+        let view = ExtentView::open_with(map.bytes(), &populate).map_err(corrupt)?;
+        let from = match request.from {
+            ReadFrom::Offset(offset) => Position::Offset(offset),
+            ReadFrom::Time(time_ms) => Position::Time(time_ms),
+        };
+        let bytes_max = request.bytes_max as usize;
+        match view.read(request.partition, from, bytes_max).map_err(corrupt)? {
+            Some(range) => Ok(vec![Bytes::copy_from_slice(&map.bytes()[range])]),
+            None => Err(ReadFault::Nothing),
+        }
+    }
+
+    /// Reads whole files instead of keeping maps: a merge's data outlive its inputs.
+    fn read_merge(&self, plan: &MergePlan) -> Result<Vec<RunData>, ReadFault> {
+        let mut open = |file: &FileName| {
+            let map = ExtentMap::open(&self.directory.join(&*file.0))?;
+            map.populate(0..map.bytes().len())?;
+            Ok(Bytes::copy_from_slice(map.bytes()))
+        };
+        plan.read(&mut open).map_err(|(file, fault)| match fault {
+            FileFault::Read { source, .. } if source.kind() == io::ErrorKind::NotFound => {
+                ReadFault::Gone
+            }
+            fault => ReadFault::Corrupt(format!("{file}: {fault}")),
+        })
+    }
+
+    /// Every fault of the piece, in words.
+    fn verify(&self, piece: &ScrubPiece) -> Vec<String> {
+        let file = &piece.file;
+        // A map of its own, so that the scrub does not push out what consumers read.
+        let map = match self.open_map(file) {
+            Ok(map) => map,
+            Err(ReadFault::Gone | ReadFault::Nothing) => return Vec::new(),
+            Err(ReadFault::Corrupt(why) | ReadFault::Failed(why)) => return vec![why],
+        };
+        let populate = |range| map.populate(range);
+        let mut faults = Vec::new();
+        match ExtentView::open_with(map.bytes(), &populate) {
+            Ok(view) => view.verify_range(piece.range.clone(), &mut |damage| {
+                faults.push(format!("{file}: {damage}"));
+            }),
+            Err(damage) => faults.push(format!("{file}: {damage}")),
+        }
+        faults
+    }
+}

@@ -1,0 +1,275 @@
+//! One shard on a disk in memory: what clients can do to its frames.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use bytes::Bytes;
+use tidemill_wal::disk::{DiskOp, MemoryStorage, Storage};
+use tidemill_wal::extent::plan_extent;
+use tidemill_wal::format::{PartitionId, ShardId, TopicId};
+use tidemill_wal::limits::{FRAME_SIZE_MAX, SEGMENT_SIZE_MIN};
+use tidemill_wal::segment;
+
+use super::{Shard, ShardOptions};
+use crate::catalog::CatalogLimits;
+use crate::command::{
+    CatalogCommand, Command, CommittedOffset, Fetch, FetchPartition, GroupCommand, GroupReply,
+    Join, MemberRef, NewTopic, OffsetCommit, Refusal, Reply, Sync, Ticket,
+};
+use crate::effect::{Effect, Input, Now};
+use crate::group::GroupLimits;
+
+struct World {
+    disk: MemoryStorage,
+    shard: Shard,
+    now: Now,
+    inbox: VecDeque<Input>,
+    replies: BTreeMap<u64, Reply>,
+    next_ticket: u64,
+    frames: usize,
+}
+
+fn options() -> ShardOptions {
+    ShardOptions {
+        id: ShardId(0),
+        shard_count: 1,
+        node: [7; 16],
+        seed: [1, 2],
+        segment_size: SEGMENT_SIZE_MIN,
+        segment_count_max: 8,
+        catalog: CatalogLimits {
+            partition_count_default: 1,
+            topic_count_max: 10,
+            partition_count_max: 100,
+            retention_ms: None,
+            retention_bytes: None,
+            batch_size_max: 1 << 20,
+            batch_size_limit: 1 << 20,
+        },
+        group: GroupLimits { initial_rebalance_delay_ms: 0, ..GroupLimits::default() },
+        idle_frame_ms: 1000,
+        producer_expiry_ms: 1000,
+        retention_check_ms: 1000,
+        delta_size_max: 64 << 20,
+        disk_reserve_size: 0,
+        disk_full_retry_ms: 1000,
+        scrub_rate: 0,
+        settle_sync_size: 1 << 20,
+        readers_max: 10,
+    }
+}
+
+impl World {
+    fn new() -> Self {
+        Self::open(MemoryStorage::new(), 1)
+    }
+
+    fn open(mut disk: MemoryStorage, next_ticket: u64) -> Self {
+        let now = Now { monotonic_ms: 0, wall_ms: 1_700_000_000_000 };
+        let opened = Shard::open(&mut disk, options(), now, &mut |_| {}).expect("a good disk");
+        let (inbox, replies) = (VecDeque::new(), BTreeMap::new());
+        Self { disk, shard: opened.shard, now, inbox, replies, next_ticket, frames: 0 }
+    }
+
+    /// The power goes and comes back.
+    fn restart(self) -> Self {
+        Self::open(self.disk, self.next_ticket)
+    }
+
+    fn ticket(&mut self) -> Ticket {
+        self.next_ticket += 1;
+        Ticket { origin: ShardId(0), id: self.next_ticket }
+    }
+
+    fn ask(&mut self, command: Command) -> Ticket {
+        let ticket = self.ticket();
+        self.inbox.push_back(Input::Command { ticket, command });
+        self.run();
+        ticket
+    }
+
+    fn answer(&mut self, command: Command) -> Reply {
+        let ticket = self.ask(command);
+        self.replies.remove(&ticket.id).expect("it is answered")
+    }
+
+    fn group(&mut self, command: GroupCommand) -> GroupReply {
+        match self.answer(Command::Group(command)) {
+            Reply::Group(reply) => reply,
+            other => panic!("not from a group: {other:?}"),
+        }
+    }
+
+    /// Steps and performs until nothing happens any more.
+    fn run(&mut self) {
+        loop {
+            let mut effects = Vec::new();
+            while self.shard.accepts() || !matches!(self.inbox.front(), Some(Input::Command { .. }))
+            {
+                let Some(input) = self.inbox.pop_front() else { break };
+                self.shard.step(self.now, input, &mut effects);
+            }
+            self.shard.flush(self.now, &mut effects);
+            if effects.is_empty() && self.inbox.is_empty() {
+                return;
+            }
+            for effect in effects {
+                self.perform(effect);
+            }
+        }
+    }
+
+    fn perform(&mut self, effect: Effect) {
+        match effect {
+            Effect::Write(write) => {
+                assert!(write.bytes.len() <= FRAME_SIZE_MAX);
+                self.frames += 1;
+                let file = segment::file_name(write.segment);
+                let (offset, pieces) = (write.offset, vec![write.bytes]);
+                self.disk.perform(&DiskOp::Write { file, offset, pieces }).expect("room");
+                self.inbox.push_front(Input::Durable(write.sequence));
+            }
+            Effect::Disk { job, ops } => {
+                let result = ops.iter().try_for_each(|op| self.disk.perform(op));
+                self.inbox.push_back(Input::DiskDone { job, result });
+            }
+            Effect::Reply { ticket, reply } => {
+                let old = self.replies.insert(ticket.id, reply);
+                assert!(old.is_none(), "one reply to each command");
+            }
+            Effect::Plan { specs, sync_size } => {
+                let planned = specs.into_iter().map(|spec| plan_extent(spec, sync_size));
+                self.inbox.push_back(Input::Planned(planned.collect()));
+            }
+            Effect::Routes(_) | Effect::Notice(_) | Effect::Verify(_) => {}
+            Effect::Mesh { .. } | Effect::Read { .. } | Effect::ReadMerge(_) | Effect::Halt(_) => {
+                panic!("not in these tests: {effect:?}")
+            }
+        }
+    }
+
+    fn make_topic(&mut self) -> TopicId {
+        let topic = NewTopic {
+            name: "a".into(),
+            partition_count: Some(1),
+            config: Vec::new(),
+            automatic: false,
+        };
+        let create = CatalogCommand::CreateTopics { topics: vec![topic], validate_only: false };
+        match self.answer(Command::Catalog(create)) {
+            Reply::Catalog(results) => results[0].as_ref().expect("a new topic").topic,
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+fn member(generation: i32, member_id: &str) -> MemberRef {
+    MemberRef { group: "g".into(), generation, member_id: member_id.into(), instance_id: None }
+}
+
+fn join(member_id: &str) -> Join {
+    Join {
+        group: "g".into(),
+        member_id: member_id.into(),
+        instance_id: None,
+        client_id: "c".into(),
+        client_host: "h".into(),
+        session_timeout_ms: 10_000,
+        rebalance_timeout_ms: 10_000,
+        protocol_type: "consumer".into(),
+        protocols: vec![("range".into(), Bytes::from_static(b"s"))],
+        member_id_required: false,
+        can_skip_assignment: false,
+    }
+}
+
+#[test]
+fn a_commit_larger_than_a_frame_takes_several_and_is_whole_after_a_restart() {
+    let mut world = World::new();
+    let topic = world.make_topic();
+    let partition = PartitionId { topic, index: 0 };
+    let offset = |offset| CommittedOffset { offset, leader_epoch: -1, metadata: "m".repeat(4096) };
+    let count = FRAME_SIZE_MAX as u64 / 4096 + 100;
+    let offsets = (0..count).map(|number| (partition, offset(number))).collect();
+    let commit = OffsetCommit { member: member(-1, ""), offsets };
+    let frames = world.frames;
+    let GroupReply::OffsetCommit(results) = world.group(GroupCommand::OffsetCommit(commit)) else {
+        panic!("a reply to a commit");
+    };
+    assert!(results.len() as u64 == count && results.iter().all(Result::is_ok));
+    assert_eq!(world.frames, frames + 2);
+    let mut world = world.restart();
+    let fetch = GroupCommand::OffsetFetch { group: "g".into(), partitions: None };
+    let last = vec![(partition, Some(offset(count - 1)))];
+    assert_eq!(world.group(fetch), GroupReply::OffsetFetch(Ok(last)));
+}
+
+#[test]
+fn what_follows_a_full_frame_waits_for_the_one_that_it_depends_on() {
+    let mut world = World::new();
+    let topic = world.make_topic();
+    let partition = PartitionId { topic, index: 0 };
+    let offset = CommittedOffset { offset: 1, leader_epoch: -1, metadata: "m".repeat(4096) };
+    let offsets = vec![(partition, offset); FRAME_SIZE_MAX / 4096];
+    let commit = OffsetCommit { member: member(-1, ""), offsets };
+    let mut effects = Vec::new();
+    let ticket = world.ticket();
+    let command = Command::Group(GroupCommand::OffsetCommit(commit));
+    world.shard.step(world.now, Input::Command { ticket, command }, &mut effects);
+    assert!(!world.shard.accepts() && !world.shard.is_quiet());
+    for frame in 0..2 {
+        assert!(effects.is_empty(), "nothing is answered before frame {frame} is durable");
+        world.shard.flush(world.now, &mut effects);
+        let write = effects.iter().find_map(|effect| match effect {
+            Effect::Write(write) => Some(write.sequence),
+            _ => None,
+        });
+        effects.clear();
+        let durable = Input::Durable(write.expect("a frame"));
+        world.shard.step(world.now, durable, &mut effects);
+    }
+    assert!(matches!(effects[..], [Effect::Reply { .. }]), "{effects:?}");
+    assert!(world.shard.accepts() && world.shard.is_quiet());
+}
+
+#[test]
+fn a_group_that_would_not_fit_one_entry_of_state_is_refused() {
+    let mut world = World::new();
+    let GroupReply::Join(Ok(joined)) = world.group(GroupCommand::Join(join(""))) else {
+        panic!("the first member joins at once");
+    };
+    let id = joined.member_id;
+    let sync = |size: usize| {
+        GroupCommand::Sync(Sync {
+            member: member(joined.generation, &id),
+            protocol_type: None,
+            protocol: None,
+            assignments: vec![(id.clone(), vec![b'a'; size].into())],
+        })
+    };
+    let refused = GroupReply::Sync(Err(Refusal::PolicyViolation));
+    assert_eq!(world.group(sync(4 << 20)), refused);
+    assert!(matches!(world.group(sync(2 << 20)), GroupReply::Sync(Ok(_))));
+    assert!(matches!(world.restart().group(sync(0)), GroupReply::Sync(Ok(_))));
+}
+
+#[test]
+fn a_command_that_is_cancelled_while_it_waits_still_has_its_one_reply() {
+    let mut world = World::new();
+    let topic = world.make_topic();
+    let wanted =
+        FetchPartition { partition: PartitionId { topic, index: 0 }, offset: 0, bytes_max: 100 };
+    let fetch = Fetch { partitions: vec![wanted], bytes_min: 1, bytes_max: 100, wait_ms: 1000 };
+    let fetch = world.ask(Command::Fetch(fetch));
+    let GroupReply::Join(Ok(_)) = world.group(GroupCommand::Join(join(""))) else {
+        panic!("the first member joins at once");
+    };
+    // The first member has not joined the next generation yet.
+    let held = world.ask(Command::Group(GroupCommand::Join(join(""))));
+    for ticket in [fetch, held] {
+        assert!(!world.replies.contains_key(&ticket.id), "it waits");
+        world.inbox.push_back(Input::Cancel(ticket));
+        world.inbox.push_back(Input::Cancel(ticket));
+        world.run();
+        assert!(matches!(world.replies[&ticket.id], Reply::Refused(_)));
+    }
+}
