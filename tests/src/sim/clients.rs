@@ -1,0 +1,157 @@
+//! Clients: what they ask, and how they go on with each answer, a crash included.
+
+mod admin;
+mod auditor;
+mod committer;
+mod consumer;
+mod member;
+mod producer;
+
+use tidemill::command::{CatalogCommand, Command, OffsetAt, Reply};
+use tidemill_wal::format::{PartitionId, ShardId};
+
+pub use self::admin::Admin;
+pub use self::auditor::Auditor;
+pub use self::committer::Committer;
+pub use self::consumer::Consumer;
+pub use self::member::Member;
+pub use self::producer::Producer;
+use super::model::{Check, Known, Model};
+use super::plan::Plan;
+use super::random::Random;
+
+/// What a client has at hand.
+pub struct Context<'a> {
+    /// The seed's dice.
+    pub random: &'a mut Random,
+    /// What is known.
+    pub model: &'a mut Model,
+    /// Shards of the node.
+    pub shard_count: u16,
+    /// The clock that only goes forward, in microseconds.
+    pub now_us: u64,
+    /// The machine's clock, in milliseconds since 1970.
+    pub wall_ms: i64,
+    /// No new load: finish what was begun.
+    pub is_draining: bool,
+    /// What the client asks now, in order.
+    pub asked: Vec<(ShardId, Command, Asked)>,
+}
+
+/// An open command, with what its answer is checked against.
+#[derive(Debug)]
+pub enum Asked {
+    /// Batches by number.
+    Produce(Vec<usize>),
+    /// Partitions with their offsets.
+    Fetch(Vec<(PartitionId, u64, Known)>),
+    /// Offset queries.
+    ListOffsets(Vec<(PartitionId, OffsetAt, Known)>),
+    /// New starts.
+    DeleteRecords(Vec<(PartitionId, Option<u64>)>),
+    /// Bounds.
+    Describe(Vec<(PartitionId, Known)>),
+    /// A producer id.
+    ProducerId,
+    /// A change of the catalog.
+    Catalog(CatalogCommand),
+    /// Offsets of a group.
+    Commit(String, Vec<(PartitionId, u64)>),
+    /// Reads offsets of a group.
+    Committed(String),
+    /// Anything of a member's life.
+    Member,
+}
+
+/// One client.
+#[derive(Debug)]
+pub enum Client {
+    /// Appends.
+    Producer(Producer),
+    /// Reads.
+    Consumer(Consumer),
+    /// Commits offsets outside a membership.
+    Committer(Committer),
+    /// Lives in a group.
+    Member(Member),
+    /// Changes topics.
+    Admin(Admin),
+    /// Reads everything after a recovery.
+    Auditor(Auditor),
+}
+
+impl Client {
+    /// The clients of a plan; the auditor is the first.
+    pub fn draw_all(plan: &Plan, random: &mut Random) -> Vec<Self> {
+        let pause_us = plan.pause_us;
+        let mut clients = vec![
+            Client::Auditor(Auditor::default()),
+            Client::Admin(Admin::new(pause_us * 8, plan.has_retention)),
+            Client::Committer(Committer::new("progress".to_owned(), pause_us * 4)),
+        ];
+        let (plain, idempotent) = plan.producers;
+        for number in 0..plain + idempotent {
+            let size = plan.batch_size_max;
+            let is_idempotent = number < idempotent;
+            clients.push(Client::Producer(Producer::new(is_idempotent, size, pause_us)));
+        }
+        for _ in 0..plan.consumers {
+            clients.push(Client::Consumer(Consumer::new(pause_us * 2)));
+        }
+        for number in 0..plan.members {
+            let is_static = random.one_in(3);
+            let member = Member::new("members".to_owned(), number, is_static, pause_us * 4);
+            clients.push(Client::Member(member));
+        }
+        clients
+    }
+
+    /// Its time has come. Returns when it comes again, in microseconds from now.
+    pub fn act(&mut self, cx: &mut Context<'_>) -> u64 {
+        match self {
+            Self::Producer(client) => client.act(cx),
+            Self::Consumer(client) => client.act(cx),
+            Self::Committer(client) => client.act(cx),
+            Self::Member(client) => client.act(cx),
+            Self::Admin(client) => client.act(cx),
+            Self::Auditor(client) => client.act(cx),
+        }
+    }
+
+    /// Checks an answer and takes it in.
+    pub fn on_reply(&mut self, cx: &mut Context<'_>, asked: Asked, reply: Reply) -> Check {
+        match self {
+            Self::Producer(client) => client.on_reply(cx, asked, reply),
+            Self::Consumer(client) => client.on_reply(cx, asked, reply),
+            Self::Committer(client) => client.on_reply(cx, asked, reply),
+            Self::Member(client) => client.on_reply(cx, asked, reply),
+            Self::Admin(client) => client.on_reply(cx, asked, reply),
+            Self::Auditor(client) => client.on_reply(cx, asked, reply),
+        }
+    }
+
+    /// The node is back; what was open has no answer.
+    pub fn on_restart(&mut self, cx: &mut Context<'_>) {
+        match self {
+            Self::Producer(client) => client.on_restart(),
+            Self::Consumer(client) => client.on_restart(),
+            Self::Committer(client) => client.on_restart(),
+            Self::Member(client) => client.on_restart(),
+            Self::Admin(client) => client.on_restart(cx),
+            Self::Auditor(client) => client.on_restart(),
+        }
+    }
+
+    /// Whether nothing that it began is unfinished.
+    pub fn is_done(&self) -> bool {
+        match self {
+            Self::Producer(client) => client.is_done(),
+            Self::Auditor(client) => client.is_done(),
+            Self::Consumer(_) | Self::Committer(_) | Self::Member(_) | Self::Admin(_) => true,
+        }
+    }
+}
+
+fn unexpected(asked: &Asked, reply: &Reply) -> Check {
+    Err(format!("asked {asked:?}, answered {reply:?}"))
+}

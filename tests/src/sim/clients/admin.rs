@@ -1,0 +1,269 @@
+//! Makes, changes and deletes topics, moves starts, and asks for offsets; one request at a time.
+
+use tidemill::command::{
+    CatalogCommand, Command, ConfigChange, NewTopic, OffsetAnswer, OffsetAt, OffsetQuery, Refusal,
+    Reply,
+};
+use tidemill_wal::format::{PartitionId, ShardId, TopicId};
+
+use super::{Asked, Context, unexpected};
+use crate::sim::model::{Check, Known};
+
+/// Topics at most.
+const TOPICS_MAX: usize = 6;
+
+/// Partitions of a topic at most.
+const PARTITIONS_MAX: u32 = 6;
+
+/// Changes the catalog.
+#[derive(Debug)]
+pub struct Admin {
+    next_name: u64,
+    is_waiting: bool,
+    deleting: Option<TopicId>,
+    pause_us: u64,
+    /// Whether topics may get limits of age and size.
+    has_retention: bool,
+}
+
+impl Admin {
+    /// An administrator that pauses about so long between requests.
+    pub fn new(pause_us: u64, has_retention: bool) -> Self {
+        Self { next_name: 0, is_waiting: false, deleting: None, pause_us, has_retention }
+    }
+
+    pub(super) fn act(&mut self, cx: &mut Context<'_>) -> u64 {
+        let pause_us = cx.random.between(1, 2 * self.pause_us);
+        if self.is_waiting || cx.is_draining {
+            return pause_us;
+        }
+        let alive = cx.model.alive();
+        let topic_count = cx.model.picture().map_or(0, |picture| picture.topics.len());
+        if topic_count < 2 || (topic_count < TOPICS_MAX && cx.random.one_in(12)) {
+            self.create(cx);
+            return pause_us;
+        }
+        let Some((partition, shard)) = (!alive.is_empty()).then(|| cx.random.choose(&alive)) else {
+            return pause_us;
+        };
+        match cx.random.below(12) {
+            0 => self.delete(cx, partition.topic),
+            1 => self.grow(cx, partition.topic),
+            2 | 3 => self.configure(cx, partition.topic),
+            4 | 5 => self.delete_records(cx, partition, shard),
+            6 => {
+                let asked = Asked::Describe(vec![(partition, cx.model.known(partition))]);
+                let command = Command::DescribePartitions(vec![partition]);
+                self.ask(cx, shard, command, asked);
+            }
+            _ => self.list_offsets(cx, partition, shard),
+        }
+        pause_us
+    }
+
+    fn ask(&mut self, cx: &mut Context<'_>, shard: ShardId, command: Command, asked: Asked) {
+        self.is_waiting = true;
+        cx.asked.push((shard, command, asked));
+    }
+
+    fn change(&mut self, cx: &mut Context<'_>, command: CatalogCommand) {
+        let asked = Asked::Catalog(command.clone());
+        self.ask(cx, ShardId(0), Command::Catalog(command), asked);
+    }
+
+    fn create(&mut self, cx: &mut Context<'_>) {
+        let name = format!("topic-{}", self.next_name);
+        self.next_name += 1;
+        let partition_count = Some(cx.random.skewed(1, u64::from(PARTITIONS_MAX)) as u32);
+        let mut config = Vec::new();
+        if cx.random.one_in(4) {
+            config.push(("message.timestamp.type".to_owned(), "LogAppendTime".to_owned()));
+        }
+        if self.has_retention && cx.random.one_in(2) {
+            config.push(("retention.bytes".to_owned(), "40000".to_owned()));
+        }
+        let topics = vec![NewTopic { name, partition_count, config, automatic: false }];
+        self.change(cx, CatalogCommand::CreateTopics { topics, validate_only: false });
+    }
+
+    fn delete(&mut self, cx: &mut Context<'_>, topic: TopicId) {
+        cx.model.on_deletion_asked(topic);
+        self.deleting = Some(topic);
+        self.change(cx, CatalogCommand::DeleteTopics(vec![topic]));
+    }
+
+    fn grow(&mut self, cx: &mut Context<'_>, id: TopicId) {
+        let Some(count) = cx.model.topic(id).map(|topic| topic.partition_count) else { return };
+        if count < PARTITIONS_MAX {
+            let topics = vec![(id, count + 1)];
+            self.change(cx, CatalogCommand::CreatePartitions { topics, validate_only: false });
+        }
+    }
+
+    fn configure(&mut self, cx: &mut Context<'_>, id: TopicId) {
+        let mut updates = Vec::new();
+        if cx.random.one_in(2) {
+            let kind = cx.random.choose(&["CreateTime", "LogAppendTime"]);
+            updates.push(("message.timestamp.type".to_owned(), Some(kind.to_owned())));
+        }
+        if self.has_retention && cx.random.one_in(2) {
+            let (key, values) = match cx.random.one_in(2) {
+                true => ("retention.bytes", ["20000", "100000", "-1"]),
+                false => ("retention.ms", ["50", "500", "-1"]),
+            };
+            cx.model.on_expiry_asked(id);
+            updates.push((key.to_owned(), Some(cx.random.choose(&values).to_owned())));
+        }
+        let topics = vec![(id, ConfigChange::Update(updates))];
+        self.change(cx, CatalogCommand::AlterConfigs { topics, validate_only: false });
+    }
+
+    fn delete_records(&mut self, cx: &mut Context<'_>, partition: PartitionId, shard: ShardId) {
+        let known = cx.model.known(partition);
+        let offset = match cx.random.one_in(4) {
+            true => None,
+            false => Some(cx.random.between(known.start(), known.end().max(known.start()))),
+        };
+        cx.model.on_start_asked(partition, offset);
+        let wanted = vec![(partition, offset)];
+        self.ask(cx, shard, Command::DeleteRecords(wanted.clone()), Asked::DeleteRecords(wanted));
+    }
+
+    fn list_offsets(&mut self, cx: &mut Context<'_>, partition: PartitionId, shard: ShardId) {
+        let at = match cx.random.below(4) {
+            0 => OffsetAt::Earliest,
+            1 => OffsetAt::Latest,
+            2 => OffsetAt::MaxTimestamp,
+            _ => OffsetAt::Time(cx.wall_ms - cx.random.skewed(1, 2000) as i64),
+        };
+        let asked = Asked::ListOffsets(vec![(partition, at, cx.model.known(partition))]);
+        self.ask(cx, shard, Command::ListOffsets(vec![OffsetQuery { partition, at }]), asked);
+    }
+
+    pub(super) fn on_reply(&mut self, cx: &mut Context<'_>, asked: Asked, reply: Reply) -> Check {
+        self.is_waiting = false;
+        match (asked, reply) {
+            (Asked::Catalog(command), Reply::Catalog(results)) => {
+                for result in results {
+                    if let Err(refused) = result {
+                        return Err(format!("{command:?} is refused: {}", refused.message));
+                    }
+                }
+                self.deleting = None;
+                cx.model.on_catalog_acknowledged();
+                check_change(cx, &command)?;
+            }
+            (Asked::Catalog(_), Reply::Refused(_)) => {
+                if let Some(topic) = self.deleting.take() {
+                    cx.model.on_deletion_undone(topic);
+                }
+            }
+            (Asked::DeleteRecords(asked), Reply::DeleteRecords(results)) => {
+                for ((partition, _), result) in asked.iter().zip(results) {
+                    match result {
+                        Ok(start) => cx.model.on_start(*partition, start),
+                        Err(Refusal::OffsetOutOfRange) => {}
+                        Err(Refusal::UnknownPartition) if cx.model.is_deleting(partition.topic) => {
+                        }
+                        Err(refusal) => return Err(format!("DeleteRecords: {refusal:?}")),
+                    }
+                }
+            }
+            (Asked::Describe(asked), Reply::DescribePartitions(results)) => {
+                for ((partition, known), result) in asked.into_iter().zip(results) {
+                    match result {
+                        Ok(facts) => {
+                            let bounds = (facts.start, facts.durable_end);
+                            cx.model.on_bounds(partition, known, bounds)?;
+                        }
+                        Err(Refusal::UnknownPartition) if cx.model.is_deleting(partition.topic) => {
+                        }
+                        Err(refusal) => return Err(format!("DescribePartitions: {refusal:?}")),
+                    }
+                }
+            }
+            (Asked::ListOffsets(asked), Reply::ListOffsets(results)) => {
+                for ((partition, at, known), result) in asked.into_iter().zip(results) {
+                    check_answer(cx, partition, at, known, result)?;
+                }
+            }
+            (
+                Asked::DeleteRecords(_) | Asked::Describe(_) | Asked::ListOffsets(_),
+                Reply::Refused(_),
+            ) => {}
+            (asked, reply) => return unexpected(&asked, &reply),
+        }
+        Ok(())
+    }
+
+    pub(super) fn on_restart(&mut self, cx: &mut Context<'_>) {
+        self.is_waiting = false;
+        // Shard 0 has said by now whether the topic is still there.
+        if let Some(topic) = self.deleting.take() {
+            cx.model.on_deletion_undone(topic);
+        }
+    }
+}
+
+/// What was acknowledged is in the catalog that everybody has.
+fn check_change(cx: &mut Context<'_>, command: &CatalogCommand) -> Check {
+    let picture = cx.model.picture().ok_or("a change without a catalog")?;
+    let holds = match command {
+        CatalogCommand::CreateTopics { topics, .. } => topics.iter().all(|topic| {
+            picture.topics.get(topic.name.as_str()).is_some_and(|found| {
+                Some(found.partition_count) == topic.partition_count
+                    && topic
+                        .config
+                        .iter()
+                        .all(|(key, value)| found.config.overrides.get(key) == Some(value))
+            })
+        }),
+        CatalogCommand::DeleteTopics(topics) => {
+            topics.iter().all(|topic| !picture.ids.contains_key(topic))
+        }
+        CatalogCommand::CreatePartitions { topics, .. } => topics.iter().all(|(id, count)| {
+            picture.ids.get(id).is_some_and(|found| found.partition_count == *count)
+        }),
+        CatalogCommand::AlterConfigs { topics, .. } => topics.iter().all(|(id, change)| {
+            let ConfigChange::Update(updates) = change else { return true };
+            picture.ids.get(id).is_some_and(|found| {
+                updates.iter().all(|(key, value)| found.config.overrides.get(key) == value.as_ref())
+            })
+        }),
+    };
+    if holds { Ok(()) } else { Err(format!("{command:?} is acknowledged and not there")) }
+}
+
+fn check_answer(
+    cx: &mut Context<'_>,
+    partition: PartitionId,
+    at: OffsetAt,
+    known: Known,
+    result: Result<OffsetAnswer, Refusal>,
+) -> Check {
+    let answer = match result {
+        Ok(answer) => answer,
+        Err(Refusal::UnknownPartition) if cx.model.is_deleting(partition.topic) => return Ok(()),
+        // The file went while it was read; the client asks again.
+        Err(Refusal::Busy) => return Ok(()),
+        Err(refusal) => return Err(format!("{partition:?} {at:?}: {refusal:?}")),
+    };
+    match (at, answer) {
+        (OffsetAt::Earliest, OffsetAnswer::Offset(start)) => {
+            cx.model.on_bounds(partition, known, (start, known.end().max(start)))
+        }
+        (OffsetAt::Latest, OffsetAnswer::Offset(end)) => {
+            cx.model.on_bounds(partition, known, (known.start(), end))
+        }
+        (_, OffsetAnswer::InBatch(batch)) => {
+            if let OffsetAt::Time(time_ms) = at
+                && batch.max_timestamp_ms() < time_ms
+            {
+                return Err(format!("{partition:?}: a batch from before {time_ms}"));
+            }
+            cx.model.on_found(partition, &batch)
+        }
+        (OffsetAt::Time(_) | OffsetAt::MaxTimestamp, _) => Ok(()),
+        (at, answer) => Err(format!("{partition:?} {at:?}: {answer:?}")),
+    }
+}

@@ -1,0 +1,107 @@
+//! What a seed makes of a run: the size of the node, its limits, its load and its bad luck.
+
+use tidemill::catalog::CatalogLimits;
+use tidemill::group::GroupLimits;
+use tidemill::shard::ShardOptions;
+use tidemill_wal::format::ShardId;
+
+use super::random::Random;
+
+/// Choices that hold for a whole run.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    /// Shards of the node.
+    pub shard_count: u16,
+    /// Size of a segment in bytes.
+    pub segment_size: u64,
+    /// Segments a shard.
+    pub segment_count_max: usize,
+    /// See [`ShardOptions::delta_size_max`].
+    pub delta_size_max: u64,
+    /// See [`ShardOptions::idle_frame_ms`].
+    pub idle_frame_ms: u64,
+    /// See [`ShardOptions::settle_sync_size`].
+    pub settle_sync_size: usize,
+    /// Largest record batch, about.
+    pub batch_size_max: u64,
+    /// Pause of clients between requests, in microseconds.
+    pub pause_us: u64,
+    /// Plain and idempotent producers.
+    pub producers: (u64, u64),
+    /// Consumers.
+    pub consumers: u64,
+    /// Members of the group.
+    pub members: u64,
+    /// Whether topics may have limits of age and size.
+    pub has_retention: bool,
+    /// Whether the disks are full now and then.
+    pub has_full_disks: bool,
+    /// Longest write of a frame, in microseconds.
+    pub frame_us_max: u64,
+    /// Longest operation of a disk job, in microseconds.
+    pub op_us_max: u64,
+    /// Starts of the node.
+    pub lives: u64,
+    /// Effects in one life, about.
+    pub effects: u64,
+}
+
+impl Plan {
+    /// Draws a plan.
+    pub fn draw(random: &mut Random) -> Self {
+        Self {
+            shard_count: random.choose(&[1, 1, 2, 2, 3]),
+            segment_size: random.choose(&[96 << 10, 128 << 10, 256 << 10]),
+            segment_count_max: random.between(3, 8) as usize,
+            delta_size_max: random.choose(&[4 << 10, 12 << 10, 48 << 10]),
+            idle_frame_ms: random.choose(&[1, 5, 50]),
+            settle_sync_size: random.choose(&[4096, 64 << 10, 4 << 20]),
+            batch_size_max: random.choose(&[256, 2048, 8192, 32 << 10]),
+            pause_us: random.choose(&[20, 100, 500, 3000]),
+            producers: (random.between(0, 2), random.between(1, 2)),
+            consumers: random.between(0, 2),
+            members: random.between(0, 3),
+            has_retention: random.one_in(3),
+            has_full_disks: random.one_in(4),
+            frame_us_max: random.choose(&[60, 200, 3000]),
+            op_us_max: random.choose(&[50, 500, 5000]),
+            lives: random.between(2, 5),
+            effects: random.skewed(40, 3000),
+        }
+    }
+
+    /// What a shard is told at a start.
+    pub fn options(&self, shard: u16, random: &mut Random) -> ShardOptions {
+        ShardOptions {
+            id: ShardId(shard),
+            shard_count: self.shard_count,
+            node: [7; 16],
+            seed: [random.bits(), random.bits()],
+            segment_size: self.segment_size,
+            segment_count_max: self.segment_count_max,
+            catalog: CatalogLimits {
+                partition_count_default: 1,
+                topic_count_max: 100,
+                partition_count_max: 1000,
+                retention_ms: None,
+                retention_bytes: None,
+                batch_size_max: 64 << 10,
+                batch_size_limit: 64 << 10,
+            },
+            group: GroupLimits {
+                session_timeout_ms_min: 10,
+                initial_rebalance_delay_ms: 3,
+                ..GroupLimits::default()
+            },
+            idle_frame_ms: self.idle_frame_ms,
+            producer_expiry_ms: 3_600_000,
+            retention_check_ms: 20,
+            delta_size_max: self.delta_size_max,
+            disk_reserve_size: 16 << 10,
+            disk_full_retry_ms: 5,
+            scrub_rate: 10 << 20,
+            settle_sync_size: self.settle_sync_size,
+            readers_max: 100,
+        }
+    }
+}
