@@ -305,19 +305,7 @@ fn write(directory: &mut Directory, shard: ShardId, rebuilt: Rebuilt) -> Result<
     directory.perform(&DiskOp::SyncDirectory { place: Place::Data })?;
 
     let first_segment = SegmentId(chain.segment.max(base.first_segment.0) + 1);
-    let end = ScanEnd {
-        last,
-        last_kind: None,
-        last_checksum: 0,
-        epoch: ShardEpoch(chain.epoch.max(base.epoch).0 + 1),
-        torn: None,
-        in_use: Vec::new(),
-        spare: Vec::new(),
-        stale: Vec::new(),
-        next_segment: first_segment,
-        frames: 0,
-        bytes: 0,
-    };
+    let end = ScanEnd::settled(last, ShardEpoch(chain.epoch.max(base.epoch).0 + 1), first_segment);
     let options = LogOptions {
         shard,
         segment_size: chain.segment_size.unwrap_or(SEGMENT_SIZE_DEFAULT),

@@ -167,6 +167,26 @@ pub struct ScanEnd {
     pub bytes: u64,
 }
 
+impl ScanEnd {
+    /// The end of a log none of whose frames is needed any more: `last` is settled, and the first
+    /// segment to come is `first_segment`. For [`start`] where a log is made behind settled data.
+    pub fn settled(last: Sequence, epoch: ShardEpoch, first_segment: SegmentId) -> Self {
+        Self {
+            last,
+            last_kind: None,
+            last_checksum: 0,
+            epoch,
+            torn: None,
+            in_use: Vec::new(),
+            spare: Vec::new(),
+            stale: Vec::new(),
+            next_segment: first_segment,
+            frames: 0,
+            bytes: 0,
+        }
+    }
+}
+
 /// Why a shard cannot start from its WAL. One variant per decision of the operator.
 #[derive(Debug, thiserror::Error)]
 pub enum ScanError {

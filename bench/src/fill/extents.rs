@@ -141,19 +141,7 @@ fn fill_shard(
             break;
         }
     }
-    let end = ScanEnd {
-        last: round,
-        last_kind: None,
-        last_checksum: 0,
-        epoch: ShardEpoch(2),
-        torn: None,
-        in_use: Vec::new(),
-        spare: Vec::new(),
-        stale: Vec::new(),
-        next_segment: first_segment,
-        frames: 0,
-        bytes: 0,
-    };
+    let end = ScanEnd::settled(round, ShardEpoch(2), first_segment);
     let log = LogOptions {
         shard,
         segment_size: SEGMENT_SIZE_DEFAULT,
