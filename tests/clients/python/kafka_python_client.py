@@ -72,7 +72,10 @@ def consume(arguments):
     consumer.subscribe([arguments.topic], listener=Listener())
     while not ended.is_set():
         read = {}
-        for at, messages in consumer.poll(timeout_ms=100).items():
+        # kafka-python 3.0.12 joins twice at its start, and forgets the second join for ever if a poll
+        # ends in the middle of it; so no poll ends there.
+        timeout_ms = 100 if consumer.assignment() else 10000
+        for at, messages in consumer.poll(timeout_ms=timeout_ms).items():
             for message in messages:
                 say_record(message.partition, message.offset, message.key, message.value)
             read[at] = OffsetAndMetadata(messages[-1].offset + 1, "", -1)
