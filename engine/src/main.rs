@@ -8,6 +8,12 @@ use tidemill::exit_code::ExitCode;
 use tracing_subscriber::EnvFilter;
 
 fn main() -> process::ExitCode {
+    #[cfg(feature = "mutations")]
+    if let Some(name) = std::env::var_os("MUTATION") {
+        let is_known = name.to_str().is_some_and(tidemill_wal::mutation::break_process);
+        assert!(is_known, "MUTATION is {name:?}, which is none");
+        eprintln!("tidemill: broken on purpose: {name:?}");
+    }
     let action = Action::from_sources(std::env::args_os(), std::env::vars_os(), config::read_file);
     let code = match action {
         Ok(Action::Serve(config)) => serve(config),

@@ -9,6 +9,7 @@ use std::collections::VecDeque;
 
 use bytes::Bytes;
 use tidemill_wal::format::ShardId;
+use tidemill_wal::mutation::{self, Mutation};
 
 use crate::effect::{Change, MeshMessage};
 use crate::state::Kind;
@@ -72,6 +73,8 @@ impl Outbox {
             .ok_or_else(|| format!("an outbox entry names shard {shard}, which does not exist"))?;
         let number = || value.try_into().map(u64::from_le_bytes);
         match Kind::of(key) {
+            Some(Kind::OutboxNext) if mutation::is_on(Mutation::RestartOutbox) => {}
+            Some(Kind::OutboxTaken) if mutation::is_on(Mutation::ForgetOutboxFilter) => {}
             Some(Kind::OutboxNext) => {
                 peer.next = number().map_err(|_| "an outbox sequence is not 8 bytes")?;
             }
@@ -87,6 +90,11 @@ impl Outbox {
     /// Whether every other shard's outbox takes one more entry.
     pub fn has_room(&self) -> bool {
         self.peers.iter().all(|peer| peer.entries.len() < ENTRIES_MAX)
+    }
+
+    /// Entries that wait for one receiver, the most.
+    pub fn depth(&self) -> usize {
+        self.peers.iter().map(|peer| peer.entries.len()).max().unwrap_or(0)
     }
 
     /// The other shards.
@@ -116,7 +124,8 @@ impl Outbox {
         let peer = &self.peers[usize::from(to.0)];
         let first = peer.next - peer.entries.len() as u64;
         let entry = peer.entries.get(usize::try_from(sequence.checked_sub(first)?).ok()?)?;
-        let is_due = peer.is_open && sequence > peer.answered;
+        let is_due = (peer.is_open && sequence > peer.answered)
+            || mutation::is_on(Mutation::SendBeforeHello);
         is_due.then(|| MeshMessage::Outbox { first: sequence, entries: vec![entry.clone()] })
     }
 

@@ -8,6 +8,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 
+use tidemill_wal::mutation::{self, Mutation};
+
 use crate::effect::Change;
 
 /// First byte of every key. Persisted: never reuse a number.
@@ -34,6 +36,8 @@ pub enum Kind {
     OutboxNext = 9,
     /// `sender` -> highest outbox sequence taken in.
     OutboxTaken = 10,
+    /// `topic id, partition` -> highest id of the producers that were forgotten.
+    ForgottenProducers = 11,
 }
 
 impl Kind {
@@ -50,6 +54,7 @@ impl Kind {
             8 => Self::Outbox,
             9 => Self::OutboxNext,
             10 => Self::OutboxTaken,
+            11 => Self::ForgottenProducers,
             _ => return None,
         })
     }
@@ -109,8 +114,12 @@ impl State {
 
     /// Takes the keys changed since the last call, each with its value now.
     pub fn take_changes(&mut self) -> Vec<Change> {
+        let is_forgotten = |key: &[u8]| {
+            Kind::of(key) == Some(Kind::GroupOffset) && mutation::is_on(Mutation::ForgetGroupOffset)
+        };
         std::mem::take(&mut self.changed)
             .into_iter()
+            .filter(|key| !is_forgotten(key))
             .map(|key| Change { value: self.entries.get(&key).cloned(), key })
             .collect()
     }

@@ -134,17 +134,23 @@ impl Daemon {
 
     /// Waits until `/health/ready` says 200.
     pub fn wait_ready(&mut self) {
+        self.try_wait_ready().unwrap_or_else(|why| self.fail(why));
+    }
+
+    /// Waits until `/health/ready` says 200; an error says what happened instead.
+    pub fn try_wait_ready(&mut self) -> Result<(), &'static str> {
         let deadline = Instant::now() + PATIENCE;
         while self.get("/health/ready").is_none_or(|answer| answer.status != 200) {
             if Instant::now() > deadline {
-                self.fail("is not ready in time");
+                return Err("is not ready in time");
             }
             let process = self.process.as_ref().expect("started");
             match process.lines.recv_timeout(READY_TICK) {
                 Ok(_) | Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => self.fail("ended before it was ready"),
+                Err(RecvTimeoutError::Disconnected) => return Err("ended before it was ready"),
             }
         }
+        Ok(())
     }
 
     /// Waits until the log has a line with this text, and returns the line.
@@ -173,8 +179,13 @@ impl Daemon {
 
     /// Asks the process to stop with SIGTERM and waits until it has.
     pub fn terminate(&mut self) -> ExitStatus {
+        self.try_terminate().unwrap_or_else(|why| self.fail(why))
+    }
+
+    /// Asks the process to stop with SIGTERM; an error says that it does not.
+    pub fn try_terminate(&mut self) -> Result<ExitStatus, &'static str> {
         self.signal(libc::SIGTERM);
-        self.wait_exit()
+        self.try_wait_exit()
     }
 
     /// Sends a signal to the process.
@@ -184,19 +195,34 @@ impl Daemon {
 
     /// Waits until the process has ended by itself.
     pub fn wait_exit(&mut self) -> ExitStatus {
+        self.try_wait_exit().unwrap_or_else(|why| self.fail(why))
+    }
+
+    /// How the process ended by itself, if it did.
+    pub fn ended(&mut self) -> Option<ExitStatus> {
+        let child = &mut self.process.as_mut().expect("started").child;
+        child.try_wait().expect("a child of ours")
+    }
+
+    fn try_wait_exit(&mut self) -> Result<ExitStatus, &'static str> {
         let deadline = Instant::now() + PATIENCE;
         loop {
             let process = self.process.as_ref().expect("started");
             let left = deadline.saturating_duration_since(Instant::now());
             match process.lines.recv_timeout(left) {
                 Ok(_) => {}
-                Err(RecvTimeoutError::Timeout) => self.fail("does not end in time"),
+                Err(RecvTimeoutError::Timeout) => return Err("does not end in time"),
                 Err(RecvTimeoutError::Disconnected) => break,
             }
         }
         let status = self.process.take().expect("started").child.wait().expect("a child of ours");
         self.log.push(format!("--- {status}"));
-        status
+        Ok(status)
+    }
+
+    /// Whether it was started and neither killed nor waited for.
+    pub fn is_started(&self) -> bool {
+        self.process.is_some()
     }
 
     /// Where Kafka clients connect.
@@ -338,15 +364,18 @@ fn find(name: &str, variable: &str) -> PathBuf {
     profile.join(name)
 }
 
-/// `target/debug` or `target/release`, wherever the running test was built.
+/// `target/debug` or `target/release`, wherever the running test or program was built.
 fn profile_dir() -> PathBuf {
-    let test = std::env::current_exe().expect("a test has a file");
-    let deps = test.parent().expect("a file is in a directory");
-    deps.parent().expect("target/<profile>/deps").to_path_buf()
+    let program = std::env::current_exe().expect("a program has a file");
+    let directory = program.parent().expect("a file is in a directory");
+    let is_test = directory.file_name().is_some_and(|name| name == "deps");
+    let profile =
+        if is_test { directory.parent().expect("target/<profile>/deps") } else { directory };
+    profile.to_path_buf()
 }
 
 /// Where data directories go: in the target directory, for `/tmp` may be memory, without O_DIRECT.
-fn scratch() -> PathBuf {
+pub fn scratch() -> PathBuf {
     let scratch = profile_dir().parent().expect("target/<profile>").join("scratch");
     std::fs::create_dir_all(&scratch).expect("the target directory can be written");
     scratch

@@ -3,6 +3,7 @@
 //! Requests are encoded by the engine's own codec, or are any bytes at all. Every wait has the
 //! socket's timeout: a node that neither answers nor closes fails the test.
 
+use std::collections::BTreeSet;
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
@@ -15,10 +16,12 @@ use tidemill::batch::{BatchBuilder, NewRecord, batches};
 use tidemill::kafka::error_code::ErrorCode;
 use tidemill::kafka::frame::{decode_response, encode_request};
 use tidemill::kafka::messages::{
-    CreateTopic, CreateTopicConfig, CreateTopicResponse, CreateTopicsRequest, FetchPartition,
-    FetchPartitionResponse, FetchRequest, FetchTopic, ListOffsetsPartition, ListOffsetsRequest,
-    ListOffsetsTopic, MetadataRequest, MetadataRequestTopic, MetadataResponse, ProducePartition,
-    ProducePartitionResponse, ProduceRequest, ProduceTopic, Request,
+    CreateTopic, CreateTopicConfig, CreateTopicResponse, CreateTopicsRequest,
+    DeleteRecordsPartition, DeleteRecordsRequest, DeleteRecordsTopic, DeleteTopic,
+    DeleteTopicsRequest, FetchPartition, FetchPartitionResponse, FetchRequest, FetchTopic,
+    ListOffsetsPartition, ListOffsetsRequest, ListOffsetsTopic, MetadataRequest,
+    MetadataRequestTopic, MetadataResponse, ProducePartition, ProducePartitionResponse,
+    ProduceRequest, ProduceTopic, Request,
 };
 
 /// Longest wait for an answer or for a connection's end; a busy machine is slow.
@@ -46,9 +49,14 @@ impl Peer {
 
     /// Connects.
     pub fn try_connect(address: SocketAddr) -> io::Result<Peer> {
-        let stream = TcpStream::connect_timeout(&address, PATIENCE)?;
-        stream.set_read_timeout(Some(PATIENCE))?;
-        stream.set_write_timeout(Some(PATIENCE))?;
+        Peer::try_connect_within(address, PATIENCE)
+    }
+
+    /// Connects; no wait is longer than this.
+    pub fn try_connect_within(address: SocketAddr, patience: Duration) -> io::Result<Peer> {
+        let stream = TcpStream::connect_timeout(&address, patience)?;
+        stream.set_read_timeout(Some(patience))?;
+        stream.set_write_timeout(Some(patience))?;
         stream.set_nodelay(true)?;
         Ok(Peer { stream, correlation_id: 0 })
     }
@@ -83,11 +91,16 @@ impl Peer {
 
     /// The answer to the request that was sent last.
     pub fn receive<R: Request>(&mut self, version: i16) -> io::Result<R::Response> {
-        let frame = self.receive_frame()?;
-        let (correlation_id, response) =
-            decode_response::<R>(version, frame, RESPONSE_SIZE_MAX).map_err(io::Error::other)?;
+        let (correlation_id, response) = self.receive_next::<R>(version)?;
         assert_eq!(correlation_id, self.correlation_id, "answers come in order");
         Ok(response)
+    }
+
+    /// The next answer, where several requests were sent; with how many requests were sent up to
+    /// the one that it answers.
+    pub fn receive_next<R: Request>(&mut self, version: i16) -> io::Result<(i32, R::Response)> {
+        let frame = self.receive_frame()?;
+        decode_response::<R>(version, frame, RESPONSE_SIZE_MAX).map_err(io::Error::other)
     }
 
     /// Sends a request and waits for its answer.
@@ -125,6 +138,18 @@ impl Peer {
         replication_factor: i16,
         configs: &[(&str, &str)],
     ) -> CreateTopicResponse {
+        self.try_create_topic(name, num_partitions, replication_factor, configs)
+            .unwrap_or_else(|error| panic!("no answer: {error}"))
+    }
+
+    /// Makes a topic with the given configuration, if there is an answer.
+    pub fn try_create_topic(
+        &mut self,
+        name: &str,
+        num_partitions: i32,
+        replication_factor: i16,
+        configs: &[(&str, &str)],
+    ) -> io::Result<CreateTopicResponse> {
         let configs = configs
             .iter()
             .map(|(name, value)| CreateTopicConfig {
@@ -140,8 +165,8 @@ impl Peer {
             ..Default::default()
         };
         let request = CreateTopicsRequest { topics: vec![topic], ..Default::default() };
-        let mut response = self.ask(7, &request);
-        response.topics.pop().expect("one topic was asked for")
+        let mut response = self.try_ask(7, &request)?;
+        Ok(response.topics.pop().expect("one topic was asked for"))
     }
 
     /// Makes a topic, which must succeed.
@@ -159,6 +184,35 @@ impl Peer {
             ..Default::default()
         };
         self.ask(12, &request)
+    }
+
+    /// The names of all topics.
+    pub fn topic_names(&mut self) -> BTreeSet<String> {
+        let request = MetadataRequest {
+            topics: None,
+            allow_auto_topic_creation: false,
+            ..Default::default()
+        };
+        let topics = self.ask(12, &request).topics;
+        topics.into_iter().filter_map(|topic| Some(topic.name?.as_str().into())).collect()
+    }
+
+    /// Moves the start of a partition.
+    pub fn trim(&mut self, topic: &str, partition_index: i32, offset: i64) {
+        let partition = DeleteRecordsPartition { partition_index, offset };
+        let topic = DeleteRecordsTopic { name: topic.into(), partitions: vec![partition] };
+        let request = DeleteRecordsRequest { topics: vec![topic], timeout_ms: 10_000 };
+        let response = self.ask(2, &request);
+        let answer = &response.topics[0].partitions[0];
+        assert_eq!((answer.error_code, answer.low_watermark), (ErrorCode::None, offset));
+    }
+
+    /// Deletes a topic, if there is an answer.
+    pub fn try_delete_topic(&mut self, name: &str) -> io::Result<ErrorCode> {
+        let topic = DeleteTopic { name: Some(name.into()), ..Default::default() };
+        let request =
+            DeleteTopicsRequest { topics: vec![topic], timeout_ms: 10_000, ..Default::default() };
+        Ok(self.try_ask(6, &request)?.responses[0].error_code)
     }
 
     /// Appends a batch, for which the node answers `acks`.

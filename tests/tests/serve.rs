@@ -17,6 +17,7 @@ use tidemill::kafka::messages::{
     ProduceRequest, SyncGroupAssignment, SyncGroupRequest,
 };
 use tidemill_tests::daemon::{Daemon, Options};
+use tidemill_tests::note;
 use tidemill_tests::peer::{
     FETCH_VERSION, PRODUCE_VERSION, Peer, batch_of, fetch_request, produce_request,
 };
@@ -470,7 +471,7 @@ fn a_lone_record_is_one_write_and_one_flush_and_many_share_theirs() {
         let more = ["--sync", sync, "--idle-frame-delay", "1m"];
         let mut daemon = Daemon::start(options(1, &more));
         let Some(device) = Device::of(daemon.data_dir()) else {
-            eprintln!("SKIPPED: the data directory is on no single block device");
+            note::skipped("writes and flushes of the device", "no single block device");
             return;
         };
         let mut peer = Peer::connect(daemon.kafka());

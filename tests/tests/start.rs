@@ -3,7 +3,6 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::Write;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
@@ -16,7 +15,9 @@ use tidemill::kafka::error_code::ErrorCode;
 use tidemill::kafka::messages::{DeleteTopic, DeleteTopicsRequest};
 use tidemill_tests::daemon::{Daemon, Options, binary};
 use tidemill_tests::launch::{Ended, isolate, run, tidemill};
+use tidemill_tests::note;
 use tidemill_tests::peer::{Peer, batch_of, crc32c};
+use tidemill_tests::volume::{Volume, fill};
 
 fn options(more: &[&str]) -> Options {
     let small = ["--segment-size", "17MiB", "--segments-max", "3"];
@@ -171,7 +172,7 @@ fn a_file_system_without_direct_io_is_refused() {
     command.args(["--admin-listen", &free_address().to_string()]);
     let ended = run(command);
     if !ended.text.starts_with("mounted") {
-        eprintln!("SKIPPED: no ramfs can be mounted here: {}", ended.text);
+        note::skipped("a file system without O_DIRECT", &ended.text);
         return;
     }
     let words = ["ramfs/", "does not support O_DIRECT", "ext4"];
@@ -435,69 +436,17 @@ fn less_lockable_memory_than_io_uring_needs_is_said() {
     assert_ended(&ended, ExitCode::Other, &["lock 65536 bytes", "ulimit -l", "LimitMEMLOCK"]);
 }
 
-/// A file system in a file, over a directory, until this goes out of scope.
-struct Mounted {
-    at: PathBuf,
-    _image: TempDir,
-}
-
-impl Mounted {
-    /// None if this user or this kernel cannot do it; the reason is printed.
-    fn over(at: &Path, size: u64) -> Option<Mounted> {
-        let image = scratch();
-        let file = image.path().join("image");
-        File::create(&file).and_then(|file| file.set_len(size)).expect("room");
-        // No blocks are set aside for root: full is full.
-        let steps = [
-            Command::new("mkfs.ext4").args(["-q", "-m", "0"]).arg(&file).output(),
-            Command::new("mount").args(["-o", "loop"]).arg(&file).arg(at).output(),
-        ];
-        for step in steps {
-            match step {
-                Ok(output) if output.status.success() => {}
-                Ok(output) => {
-                    let why = String::from_utf8_lossy(&output.stderr).into_owned();
-                    eprintln!("SKIPPED: no loop device can be mounted here: {why}");
-                    return None;
-                }
-                Err(error) => {
-                    eprintln!("SKIPPED: mkfs.ext4 or mount is missing: {error}");
-                    return None;
-                }
-            }
-        }
-        Some(Mounted { at: at.to_owned(), _image: image })
-    }
-}
-
-impl Drop for Mounted {
-    fn drop(&mut self) {
-        let status = Command::new("umount").arg("--lazy").arg(&self.at).status();
-        if !status.is_ok_and(|status| status.success()) {
-            eprintln!("{} stays mounted", self.at.display());
-        }
-    }
-}
-
-/// Writes until there is no room left.
-fn fill(path: &Path) {
-    let mut file = File::create(path).expect("room for a name");
-    let mut size = 1 << 20;
-    while size >= 4096 {
-        match file.write(&vec![1; size]) {
-            Ok(_) => {}
-            Err(error) if error.kind() == std::io::ErrorKind::StorageFull => size /= 2,
-            Err(error) => panic!("{}: {error}", path.display()),
-        }
-    }
-    // What is only promised in the page cache is on disk, or known not to fit.
-    let _ = file.sync_all();
-}
-
 #[test]
 fn a_full_disk_refuses_what_needs_room_keeps_everything_and_goes_on_by_itself() {
     let mut daemon = Daemon::prepare(options(&["--disk-reserve", "1MiB"]));
-    let Some(_mounted) = Mounted::over(daemon.data_dir(), 256 << 20) else { return };
+    let image = scratch();
+    let _mounted = match Volume::mount(daemon.data_dir(), image.path(), 256 << 20) {
+        Ok(volume) => volume,
+        Err(why) => {
+            note::skipped("the full disk", &why);
+            return;
+        }
+    };
     daemon.restart();
     let mut peer = Peer::connect(daemon.kafka());
     peer.make_topic("old", 1);
@@ -512,7 +461,7 @@ fn a_full_disk_refuses_what_needs_room_keeps_everything_and_goes_on_by_itself() 
         peer.append_patiently("old", 0, &batch_of(&value(number)));
     }
     let ballast = daemon.data_dir().join("ballast");
-    fill(&ballast);
+    fill(&ballast).expect("full, and nothing else");
 
     let mut appended = 0;
     let refused = loop {
@@ -543,7 +492,7 @@ fn a_full_disk_refuses_what_needs_room_keeps_everything_and_goes_on_by_itself() 
     daemon.wait_log("the disk has room again");
 
     // Full again, killed in that state, and room from outside this time.
-    fill(&daemon.data_dir().join("more-ballast"));
+    fill(&daemon.data_dir().join("more-ballast")).expect("full, and nothing else");
     loop {
         let response = peer.produce("new", 0, batch_of(&value(appended))).expect("an answer");
         if response.error_code != ErrorCode::None {
@@ -565,4 +514,14 @@ fn a_full_disk_refuses_what_needs_room_keeps_everything_and_goes_on_by_itself() 
         assert!(found[..] == value(number)[..], "record {number} is another");
     }
     assert!(daemon.terminate().success());
+}
+
+#[test]
+fn the_program_has_no_trace_of_the_deliberate_breaks() {
+    let program = fs::read(binary()).expect("the program");
+    // What a build with the feature `mutations` says at its start, and one of their names.
+    for trace in ["broken on purpose", "SkipManifestSync"] {
+        let found = program.windows(trace.len()).any(|bytes| bytes == trace.as_bytes());
+        assert!(!found, "{} was built with the feature: {trace:?}", binary().display());
+    }
 }

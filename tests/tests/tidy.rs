@@ -62,6 +62,20 @@ fn crates_depend_in_one_direction() {
 }
 
 #[test]
+fn only_a_test_that_asks_for_them_has_deliberate_breaks() {
+    let mut wrong = Vec::new();
+    for folder in [".", "wal", "engine", "tools", "bench", "tests"] {
+        let manifest = read(&root().join(folder).join("Cargo.toml"));
+        let enables = |line: &&str| {
+            line.starts_with("default =")
+                || (line.starts_with("tidemill") && line.contains("features"))
+        };
+        wrong.extend(manifest.lines().filter(enables).map(|line| format!("{folder}: {line}")));
+    }
+    expect_none(&wrong, "a feature of ours that is on by default");
+}
+
+#[test]
 fn only_the_edges_touch_the_world() {
     let mut wrong = Vec::new();
     for file in sources(&["engine/src", "wal/src"]) {
@@ -418,6 +432,18 @@ fn read(path: &Path) -> String {
 
 fn expect_none(wrong: &[String], rule: &str) {
     assert!(wrong.is_empty(), "{rule}:\n{}", wrong.join("\n"));
+}
+
+#[test]
+fn no_merge_was_left_half_done() {
+    let mut wrong = Vec::new();
+    walk(root(), &mut |path| {
+        let Ok(text) = fs::read_to_string(path) else { return };
+        let marked =
+            text.lines().any(|line| ["<<<<<<< ", ">>>>>>> "].iter().any(|m| line.starts_with(m)));
+        wrong.extend(marked.then(|| path.display().to_string()));
+    });
+    expect_none(&wrong, "a mark of a merge");
 }
 
 #[test]

@@ -140,6 +140,11 @@ fn subject(names: &Names, kind: Kind, key: &[u8]) -> Result<String, String> {
             let producer = producer_of_key(key).ok_or_else(short)?;
             format!("producer {producer} of partition {}", names.partition(partition))
         }
+        Kind::ForgottenProducers => {
+            exactly(21)?;
+            let partition = partition_of_key(key).ok_or_else(short)?;
+            format!("producers forgotten in partition {}", names.partition(partition))
+        }
         Kind::Group => format!("group {:?}", stored::decode_group_key(key)?),
         Kind::GroupOffset => {
             let (group, partition) = stored::decode_offset_key(key)?;
@@ -187,6 +192,7 @@ fn meaning(kind: Kind, key: &[u8], value: &[u8]) -> Result<String, String> {
                 overrides.join(" ")
             )
         }
+        Kind::ForgottenProducers => format!("up to {}", number(value).ok_or_else(wrong)?),
         Kind::CatalogVersion | Kind::ProducerIdBlock | Kind::OutboxNext | Kind::OutboxTaken => {
             number(value).ok_or_else(wrong)?.to_string()
         }

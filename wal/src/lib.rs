@@ -13,6 +13,7 @@ pub mod extent;
 pub mod format;
 pub mod limits;
 pub mod manifest;
+pub mod mutation;
 pub mod plan;
 pub mod recovery;
 pub mod scrub;

@@ -56,6 +56,7 @@ use crate::format::{
     ShardEpoch, ShardId, entries, is_zero,
 };
 use crate::limits::BLOCK_SIZE;
+use crate::mutation::{self, Mutation};
 use crate::segment::{self, NameKind, SegmentSpec};
 
 const BLOCK: u64 = BLOCK_SIZE as u64;
@@ -302,7 +303,9 @@ pub fn start(
             log.submit_seal(clock_ms).expect("a ready segment has room for a seal")
         }
     };
-    perform_write(storage, &seal)?;
+    if !mutation::is_on(Mutation::SkipStartSeal) {
+        perform_write(storage, &seal)?;
+    }
     log.on_durable(seal.sequence);
     Ok(log)
 }
@@ -557,6 +560,9 @@ impl<'a> Scan<'a> {
     fn refuse_if_frames_follow(&mut self) -> Result<(), ScanError> {
         let due = self.due();
         self.torn = self.torn_in_place()?;
+        if mutation::is_on(Mutation::CutBeforeOthers) {
+            return Ok(());
+        }
         let rest = self.at.map(|(index, offset)| (index, offset + BLOCK));
         let later = self.later_segments().map(|index| (index, BLOCK));
         let places: Vec<(usize, u64)> = rest.into_iter().chain(later).collect();
@@ -615,7 +621,8 @@ impl<'a> Scan<'a> {
     fn refuse_if_durable_is_missing(&mut self) -> Result<(), ScanError> {
         let Some((index, offset)) = self.at else { return Ok(()) };
         let due = self.due();
-        if due.is_some_and(|due| due > self.durable) {
+        let is_cut = mutation::is_on(Mutation::CutKnownDurable);
+        if due.is_some_and(|due| due > self.durable) || is_cut {
             return Ok(());
         }
         let torn = self.torn.map(|torn| (torn.segment, torn.offset));

@@ -15,6 +15,7 @@ use bytes::Bytes;
 use crate::disk::{DiskOp, Place};
 use crate::format::{FileName, SegmentHeader, SegmentId, ShardId};
 use crate::limits::{BLOCK_SIZE, ZERO_PIECE_SIZE};
+use crate::mutation::{self, Mutation};
 
 /// Every file that is being prepared has a name that starts so; a start removes what it finds.
 const TEMPORARY_PREFIX: &str = "wal-tmp-";
@@ -98,13 +99,17 @@ pub fn remove_ops(id: SegmentId) -> Vec<DiskOp> {
 
 fn publish_ops(spec: &SegmentSpec, temporary: FileName, recycled: bool) -> [DiskOp; 4] {
     let header = SegmentHeader::new(spec.shard, spec.id, spec.nonce, spec.size, recycled);
+    let sync = match mutation::is_on(Mutation::SkipSegmentSync) {
+        true => DiskOp::SyncDirectory { place: Place::Wal },
+        false => DiskOp::Sync { file: temporary.clone() },
+    };
     [
         DiskOp::Write {
             file: temporary.clone(),
             offset: 0,
             pieces: vec![Bytes::from(header.encode())],
         },
-        DiskOp::Sync { file: temporary.clone() },
+        sync,
         DiskOp::Rename { from: temporary, to: file_name(spec.id) },
         DiskOp::SyncDirectory { place: Place::Wal },
     ]

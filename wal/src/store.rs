@@ -31,6 +31,7 @@ use crate::format::{FileName, PartitionId, SegmentId, Sequence, ShardEpoch, Shar
 use crate::manifest::{
     MANIFEST_FORMAT_VERSION, Manifest, load_manifest, manifest_name, version_of,
 };
+use crate::mutation::{self, Mutation};
 use crate::plan::TEMPORARY;
 use crate::snapshot::{SNAPSHOT_SUFFIX, SnapshotWriter, read_snapshot};
 
@@ -261,7 +262,10 @@ impl Store {
             read_snapshot(storage, shard, snapshot, &mut |key, value| visit(key, Some(value)))
                 .map_err(|fault| self.with_older_snapshot(snapshot.file(), fault))?;
         }
-        let first = newest.map_or(Sequence(0), |snapshot| snapshot.first);
+        let mut first = newest.map_or(Sequence(0), |snapshot| snapshot.first);
+        if mutation::is_on(Mutation::LoadFromSnapshotEnd) {
+            first = newest.map_or(first, |snapshot| snapshot.last);
+        }
         for delta in self.manifest.deltas.iter().filter(|delta| delta.valid_at >= first) {
             read_delta(storage, shard, delta, visit)
                 .map_err(|fault| StoreError::fault(delta.file(), fault))?;

@@ -11,6 +11,7 @@ use std::collections::VecDeque;
 
 use bytes::Bytes;
 use tidemill_wal::format::Sequence;
+use tidemill_wal::mutation::{self, Mutation};
 
 /// A batch that lives in memory and in the WAL.
 #[derive(Debug, Clone)]
@@ -84,6 +85,9 @@ impl Log {
             assert!(batch.base_offset > last.last_offset, "batches of a log never overlap");
         }
         self.end = self.end.max(batch.last_offset + 1);
+        if mutation::is_on(Mutation::ServeBeforeDurable) {
+            self.durable_end = self.end;
+        }
         self.tail_size += batch.bytes.len() as u64;
         self.tail.push_back(batch);
     }

@@ -5,14 +5,13 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
+use tidemill_wal::mutation::{self, Mutation};
+
 use crate::batch::RecordBatch;
 use crate::command::{ProducerFacts, Refusal};
 
 /// Batches remembered for each producer, as many as Kafka clients keep in flight with idempotence.
 pub const BATCHES_MAX: usize = 5;
-
-/// New producers of one partition that wait for room, remembered at most.
-const AWAITED_MAX: usize = 1024;
 
 /// Size of one remembered batch in an encoded producer.
 const ENCODED_BATCH_SIZE: usize = 16;
@@ -87,12 +86,17 @@ impl Producer {
 }
 
 /// All producers of one partition.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Producers {
     producers: BTreeMap<i64, Producer>,
-    /// Unknown producers whose first batch found no room: epoch and first sequence of it. Batches
-    /// that were sent behind it must not pass it.
-    awaited: BTreeMap<i64, (i16, i32)>,
+    /// The highest id of those that were forgotten; ids are granted in order.
+    forgotten_up_to: i64,
+}
+
+impl Default for Producers {
+    fn default() -> Self {
+        Self { producers: BTreeMap::new(), forgotten_up_to: -1 }
+    }
 }
 
 impl Producers {
@@ -113,17 +117,18 @@ impl Producers {
             return Verdict::Append;
         }
         let Some(producer) = self.producers.get(&producer_id) else {
-            // Nothing is known (new, or expired): any first sequence is taken (KIP-360), unless an
-            // earlier one was just refused.
-            let found = (batch.producer_epoch(), batch.base_sequence());
-            return match self.awaited.get(&producer_id) {
-                Some(awaited) if awaited.0 == found.0 && awaited.1 != found.1 => {
-                    Verdict::Refuse(Refusal::OutOfOrderSequence)
-                }
-                Some(_) | None => Verdict::Append,
+            // One that was forgotten goes on with any sequence (KIP-360). A new one begins at its
+            // beginning: clients send ahead, and what follows a refused first batch must not pass it.
+            let may_go_on = producer_id <= self.forgotten_up_to;
+            let may_begin = mutation::is_on(Mutation::BeginAnywhere);
+            return match batch.base_sequence() {
+                0 => Verdict::Append,
+                _ if may_go_on || may_begin => Verdict::Append,
+                _ => Verdict::Refuse(Refusal::OutOfOrderSequence),
             };
         };
-        if batch.producer_epoch() < producer.producer_epoch {
+        let takes_old = mutation::is_on(Mutation::TakeOldProducerEpoch);
+        if batch.producer_epoch() < producer.producer_epoch && !takes_old {
             return Verdict::Refuse(Refusal::InvalidProducerEpoch);
         }
         let first = batch.base_sequence();
@@ -139,28 +144,33 @@ impl Producers {
         if let Some(known) = producer.batches.iter().find(same) {
             return Verdict::Duplicate { base_offset: known.base_offset };
         }
-        match producer.batches.back() {
-            Some(newest) if first == next_sequence(newest.last_sequence) => Verdict::Append,
-            // Older than what is remembered. Sequences wrap at i32::MAX, so the distance decides.
-            Some(newest) if is_before(first, newest.last_sequence) => {
-                Verdict::Refuse(Refusal::DuplicateSequence)
-            }
-            Some(_) => Verdict::Refuse(Refusal::OutOfOrderSequence),
-            None => Verdict::Append,
+        let (Some(oldest), Some(newest)) = (producer.batches.front(), producer.batches.back())
+        else {
+            return Verdict::Append;
+        };
+        if first == next_sequence(newest.last_sequence) {
+            return Verdict::Append;
         }
+        // Sequences wrap at i32::MAX, so the distance decides what is older. What is older than
+        // all that is remembered was appended only if something was forgotten: to call another
+        // batch a duplicate would lose it, for clients take that for success.
+        let has_forgotten = producer.batches.len() == BATCHES_MAX;
+        let is_remembered = is_before(oldest.first_sequence, first);
+        let is_old = is_before(first, newest.last_sequence) && (has_forgotten || is_remembered);
+        Verdict::Refuse(match is_old {
+            true => Refusal::DuplicateSequence,
+            false => Refusal::OutOfOrderSequence,
+        })
     }
 
-    /// A batch that could be appended found no room. If it is its producer's first, the ones sent
-    /// behind it have to wait until it comes again.
-    pub fn on_refused(&mut self, batch: &RecordBatch) {
-        let id = batch.producer_id();
-        if id < 0 || self.producers.contains_key(&id) {
-            return;
-        }
-        if self.awaited.len() >= AWAITED_MAX && !self.awaited.contains_key(&id) {
-            self.awaited.pop_first();
-        }
-        self.awaited.insert(id, (batch.producer_epoch(), batch.base_sequence()));
+    /// The highest id of the producers that were forgotten; -1 if none was.
+    pub fn forgotten_up_to(&self) -> i64 {
+        self.forgotten_up_to
+    }
+
+    /// Takes what [`Self::forgotten_up_to`] was from stored state.
+    pub fn load_forgotten_up_to(&mut self, producer_id: i64) {
+        self.forgotten_up_to = producer_id;
     }
 
     /// Remembers an appended or replayed batch. Replaying one that is known already changes
@@ -169,7 +179,6 @@ impl Producers {
         if batch.producer_id() < 0 {
             return;
         }
-        self.awaited.remove(&batch.producer_id());
         let producer = self.producers.entry(batch.producer_id()).or_insert_with(|| Producer {
             producer_epoch: batch.producer_epoch(),
             last_timestamp_ms: now_ms,
@@ -203,6 +212,7 @@ impl Producers {
             .collect();
         for id in &expired {
             self.producers.remove(id);
+            self.forgotten_up_to = self.forgotten_up_to.max(*id);
         }
         expired
     }
@@ -298,19 +308,26 @@ mod tests {
     }
 
     #[test]
-    fn nothing_passes_a_first_batch_that_found_no_room() {
-        let mut producers = Producers::default();
+    fn a_new_producer_begins_at_zero_so_that_nothing_passes_its_first_batch() {
+        let producers = Producers::default();
+        let ahead = producers.check(&batch(0, 3, 1));
+        assert_eq!(ahead, Verdict::Refuse(Refusal::OutOfOrderSequence));
         assert_eq!(producers.check(&batch(0, 0, 3)), Verdict::Append);
-        producers.on_refused(&batch(0, 0, 3));
-        let behind = producers.check(&batch(0, 3, 1));
-        assert_eq!(behind, Verdict::Refuse(Refusal::OutOfOrderSequence));
-        append(&mut producers, &batch(0, 0, 3), 0);
-        append(&mut producers, &batch(0, 3, 1), 3);
+    }
+
+    #[test]
+    fn a_batch_that_was_passed_is_not_a_duplicate() {
+        let mut producers = Producers::default();
+        producers.load_forgotten_up_to(7);
+        append(&mut producers, &batch(0, 3, 1), 0);
+        let passed = producers.check(&batch(0, 0, 3));
+        assert_eq!(passed, Verdict::Refuse(Refusal::OutOfOrderSequence));
     }
 
     #[test]
     fn sequences_wrap_to_zero() {
         let mut producers = Producers::default();
+        producers.load_forgotten_up_to(7);
         append(&mut producers, &batch(0, i32::MAX, 1), 0);
         append(&mut producers, &batch(0, 0, 1), 1);
         assert_eq!(producers.check(&batch(0, i32::MAX, 1)), Verdict::Duplicate { base_offset: 0 });
@@ -334,11 +351,16 @@ mod tests {
     }
 
     #[test]
-    fn silent_producers_expire() {
+    fn silent_producers_expire_and_may_go_on() {
         let mut producers = Producers::default();
         append(&mut producers, &batch(0, 0, 1), 0);
         assert_eq!(producers.expire(1_000), [0_i64; 0]);
         assert_eq!(producers.expire(1_001), [7]);
         assert_eq!(producers.check(&batch(0, 99, 1)), Verdict::Append);
+        // Ids are granted in order, so one that is higher is not among the forgotten.
+        let mut newer = BatchBuilder::new().producer(8, 0, 99);
+        newer.push(NewRecord { value: Some(b"v"), ..NewRecord::default() });
+        let verdict = producers.check(&newer.build());
+        assert_eq!(verdict, Verdict::Refuse(Refusal::OutOfOrderSequence));
     }
 }

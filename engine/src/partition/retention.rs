@@ -3,6 +3,8 @@
 //! Pure arithmetic over the pieces a log is made of, oldest first. A piece goes whole: an extent's
 //! run, or a batch of the tail.
 
+use tidemill_wal::mutation::{self, Mutation};
+
 use crate::command::TopicConfig;
 
 /// A piece of a log that is kept or dropped whole.
@@ -35,7 +37,10 @@ pub fn new_start(config: &TopicConfig, pieces: &[Piece], now_ms: i64) -> Option<
             })
             .count()
     });
-    let dropped = too_old.max(too_much);
+    let mut dropped = too_old.max(too_much);
+    if mutation::is_on(Mutation::RetainNothing) && dropped > 0 {
+        dropped = pieces.len();
+    }
     dropped.checked_sub(1).map(|last| pieces[last].end)
 }
 

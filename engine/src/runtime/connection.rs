@@ -19,7 +19,7 @@ use glommio::net::TcpStream;
 use super::event::Event;
 use super::hub::Hub;
 use crate::command::Ticket;
-use crate::kafka::frame::take_frame;
+use crate::kafka::frame::{CloseReason, take_frame};
 use crate::kafka::session::{DispatchId, Session};
 
 /// Requests of one connection that may be open; then nothing more is read from it.
@@ -97,7 +97,7 @@ impl Connection {
                 self.unsent.borrow_mut().extend(pieces.pieces);
             }
             if let Some(reason) = finished.close {
-                tracing::info!(peer = %self.peer, %reason, "closing the connection");
+                self.log_closing(hub, &reason);
                 self.is_ending.set(true);
             }
         }
@@ -106,6 +106,13 @@ impl Connection {
             hub.add_unsent(size);
         }
         self.can_read.set();
+    }
+
+    /// Says what the client did that ends its connection.
+    fn log_closing(&self, hub: &Hub, reason: &CloseReason) {
+        if let Some(left_out) = hub.admit_line() {
+            tracing::info!(peer = %self.peer, %reason, left_out, "closing the connection");
+        }
     }
 
     /// Sends what the socket takes now.
@@ -348,7 +355,7 @@ async fn read(hub: &Rc<Hub>, connection: &Rc<Connection>, stream: &mut TcpStream
             Ok(Some(frame)) => {
                 connection.began_us.set(None);
                 if let Err(reason) = hub.on_request(connection, frame.freeze()) {
-                    tracing::info!(peer = %connection.peer, %reason, "closing the connection");
+                    connection.log_closing(hub, &reason);
                     connection.end();
                     continue;
                 }
@@ -360,7 +367,7 @@ async fn read(hub: &Rc<Hub>, connection: &Rc<Connection>, stream: &mut TcpStream
             }
             Ok(None) => {}
             Err(reason) => {
-                tracing::info!(peer = %connection.peer, %reason, "closing the connection");
+                connection.log_closing(hub, &reason);
                 return reason.to_string();
             }
         }

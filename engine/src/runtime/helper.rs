@@ -15,7 +15,7 @@ use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 use tidemill_wal::damage::{Damage, FileFault};
 use tidemill_wal::disk::ExtentMap;
 use tidemill_wal::extent::{ExtentSpec, ExtentView, ReadFrom as Position, RunData, plan_extent};
-use tidemill_wal::format::FileName;
+use tidemill_wal::format::{FileName, ShardId};
 use tidemill_wal::scrub::ScrubPiece;
 use tidemill_wal::store::MergePlan;
 
@@ -34,30 +34,25 @@ pub struct Mailbox {
     inputs: Mutex<Vec<Input>>,
     notices: Mutex<Vec<String>>,
     doorbells: Arc<[Doorbell]>,
-    shard: usize,
+    shard: ShardId,
 }
 
 impl Mailbox {
     /// The mailbox of one shard.
-    pub fn new(doorbells: Arc<[Doorbell]>, shard: u16) -> Arc<Self> {
-        Arc::new(Self {
-            inputs: Mutex::default(),
-            notices: Mutex::default(),
-            doorbells,
-            shard: usize::from(shard),
-        })
+    pub fn new(doorbells: Arc<[Doorbell]>, shard: ShardId) -> Arc<Self> {
+        Arc::new(Self { inputs: Mutex::default(), notices: Mutex::default(), doorbells, shard })
     }
 
     /// Puts an input in and wakes the shard.
     pub fn put(&self, input: Input) {
         self.inputs.lock().unwrap_or_else(PoisonError::into_inner).push(input);
-        self.doorbells[self.shard].ring();
+        self.doorbells[usize::from(self.shard.0)].ring();
     }
 
     /// Reports damage that the scrub found.
     fn report(&self, fault: String) {
         self.notices.lock().unwrap_or_else(PoisonError::into_inner).push(fault);
-        self.doorbells[self.shard].ring();
+        self.doorbells[usize::from(self.shard.0)].ring();
     }
 
     /// Takes everything.
@@ -109,7 +104,7 @@ impl Helper {
     ) -> io::Result<Self> {
         let (requests, received) = bounded(REQUESTS_QUEUED_MAX);
         let worker = Worker {
-            maps: Maps { directory, open: VecDeque::new() },
+            maps: Maps { shard: mailbox.shard, directory, open: VecDeque::new() },
             requests: received,
             mailbox,
             scrubbed: Box::new(scrubbed),
@@ -174,6 +169,7 @@ impl Worker {
 
 /// Open maps, the last used last.
 struct Maps {
+    shard: ShardId,
     directory: PathBuf,
     open: VecDeque<(FileName, ExtentMap)>,
 }
@@ -202,10 +198,11 @@ impl Maps {
 
     fn read(&mut self, request: &ExtentRead) -> Result<Vec<Bytes>, ReadFault> {
         let file = &request.file;
+        let shard = self.shard;
         let map = self.map(file)?;
         let corrupt = |fault: Damage| ReadFault::Corrupt(format!("{file}: {fault}"));
         let populate = |range| map.populate(range);
-        let view = ExtentView::open_with(map.bytes(), &populate).map_err(corrupt)?;
+        let view = ExtentView::open_named(map.bytes(), &populate, shard, file).map_err(corrupt)?;
         let from = match request.from {
             ReadFrom::Offset(offset) => Position::Offset(offset),
             ReadFrom::Time(time_ms) => Position::Time(time_ms),
@@ -243,7 +240,7 @@ impl Maps {
         };
         let populate = |range| map.populate(range);
         let mut faults = Vec::new();
-        match ExtentView::open_with(map.bytes(), &populate) {
+        match ExtentView::open_named(map.bytes(), &populate, self.shard, file) {
             Ok(view) => view.verify_range(piece.range.clone(), &mut |damage| {
                 faults.push(format!("{file}: {damage}"));
             }),

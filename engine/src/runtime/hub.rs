@@ -13,6 +13,7 @@ use bytes::Bytes;
 use super::clock::Clock;
 use super::connection::{Connection, ConnectionId};
 use super::event::{Event, Gate};
+use super::lines::LineLimit;
 use super::mesh::{Packet, Port};
 use crate::admin::telemetry::{Outcome, ShardTelemetry, Telemetry};
 use crate::command::{Command, Reply, Routes, Ticket};
@@ -78,6 +79,7 @@ pub struct Hub {
     /// The connection that may receive beyond the budget.
     overdraft: Cell<Option<ConnectionId>>,
     receive_gate: Gate,
+    lines: LineLimit,
 }
 
 impl Hub {
@@ -108,12 +110,18 @@ impl Hub {
             received: Cell::new(0),
             overdraft: Cell::new(None),
             receive_gate: Gate::default(),
+            lines: LineLimit::default(),
         })
     }
 
     /// This shard's metrics.
     pub(super) fn telemetry(&self) -> &ShardTelemetry {
         self.telemetry.shard(self.facts.shard.0)
+    }
+
+    /// Whether a line that a client caused may be logged, and how many were not.
+    pub(super) fn admit_line(&self) -> Option<Option<u64>> {
+        self.lines.admit(self.clock.monotonic_us())
     }
 
     pub(super) fn next_connection(&self) -> ConnectionId {
@@ -196,10 +204,13 @@ impl Hub {
         let largest =
             self.connections.borrow().values().max_by_key(|c| (c.unsent_size(), c.id)).cloned();
         if let Some(connection) = largest {
-            tracing::warn!(
-                unsent = connection.unsent_size(),
-                "send_budget is exceeded; closing the connection that holds most of it"
-            );
+            if let Some(left_out) = self.admit_line() {
+                tracing::warn!(
+                    unsent = connection.unsent_size(),
+                    left_out,
+                    "send_budget is exceeded; closing the connection that holds most of it"
+                );
+            }
             connection.close(self, "send_budget is exceeded");
         }
     }
@@ -253,7 +264,10 @@ impl Hub {
         let is_first_for_all = slow.iter().all(|(_, is_late, _)| !is_late);
         for (index, (_, is_late, connection)) in slow.into_iter().enumerate() {
             if is_late || (index == 0 && is_first_for_all) {
-                tracing::info!(peer = connection.peer(), "closing: its request arrives too slowly");
+                if let Some(left_out) = self.admit_line() {
+                    let peer = connection.peer();
+                    tracing::info!(peer, left_out, "closing: its request arrives too slowly");
+                }
                 connection.close(self, "its request arrives too slowly");
             }
         }

@@ -72,7 +72,9 @@ pub(super) async fn accept(hub: Rc<Hub>, socket: Socket) -> io::Result<()> {
         };
         if hub.connection_count() >= hub.limits.connections_max {
             hub.telemetry().connections_refused.add(1);
-            tracing::warn!("a connection was refused: connections_max is reached");
+            if let Some(left_out) = hub.admit_line() {
+                tracing::warn!(left_out, "a connection was refused: connections_max is reached");
+            }
             continue;
         }
         hub.telemetry().connections_accepted.add(1);

@@ -2,25 +2,29 @@
 //!
 //! Taking packets out never waits for an outgoing ring. What does not fit a ring waits in its
 //! lane's backlog, which is bounded because a shard has a limited number of commands open at each
-//! other shard ([`COMMANDS_OPEN_MAX`]) and every other packet answers or confirms something: the
-//! ring has a slot for the reply of each command that may be open.
+//! other shard (a quarter of a ring) and every other packet answers or confirms something: the ring
+//! has a slot for the reply of each command that may be open.
+//!
+//! Nothing here waits or knows the time, so the simulator connects its shards with the same ports,
+//! over rings of a few slots.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, OnceLock};
 use std::task::Waker;
 
 use tidemill_wal::format::ShardId;
+use tidemill_wal::mutation::{self, Mutation};
 
 use super::ring::{Bell, Consumer, Producer, ring};
 use crate::command::{Command, Reply, Ticket};
-use crate::effect::MeshMessage;
+use crate::effect::{Input, MeshMessage};
 
-/// Slots of one ring.
-const RING_CAPACITY: usize = 4096;
+/// Slots of one ring of a node.
+pub const RING_CAPACITY: usize = 4096;
 
-/// Commands that one shard may have open at another. The rest of the ring's slots are for replies
-/// in the other direction's sense, cancellations and confirmations.
-pub const COMMANDS_OPEN_MAX: usize = RING_CAPACITY / 4;
+/// The part of a ring's slots that may be commands. The rest is for replies in the other
+/// direction's sense, cancellations and confirmations.
+const COMMANDS_PART: usize = 4;
 
 /// What travels between shards.
 #[derive(Debug)]
@@ -45,6 +49,28 @@ pub enum Packet {
     },
     /// The shards themselves talk.
     Message(MeshMessage),
+}
+
+impl Packet {
+    /// What it is for whom, on the shard that takes it.
+    pub fn arrive(self, from: ShardId) -> Arrival {
+        match self {
+            Self::Command { ticket, command } => Arrival::Input(Input::Command { ticket, command }),
+            Self::FetchNow(ticket) => Arrival::Input(Input::FetchNow(ticket)),
+            Self::Cancel(ticket) => Arrival::Input(Input::Cancel(ticket)),
+            Self::Message(message) => Arrival::Input(Input::Mesh { from, message }),
+            Self::Reply { ticket, reply } => Arrival::Reply(ticket, reply),
+        }
+    }
+}
+
+/// A packet where it was sent to.
+#[derive(Debug)]
+pub enum Arrival {
+    /// For the shard.
+    Input(Input),
+    /// For the connection that asked.
+    Reply(Ticket, Reply),
 }
 
 /// Wakes one shard's thread from any thread: a bell and the thread's waker, which kicks glommio's
@@ -88,10 +114,11 @@ pub struct Port {
     lanes: Vec<Option<Lane>>,
     incoming: Vec<Option<Consumer<Packet>>>,
     doorbells: Arc<[Doorbell]>,
+    ring_capacity: usize,
 }
 
-/// Builds the mesh: a port for each shard.
-pub fn connect(shard_count: u16) -> Vec<Port> {
+/// Builds the mesh: a port for each shard. Rings have so many slots, a power of two.
+pub fn connect(shard_count: u16, ring_capacity: usize) -> Vec<Port> {
     let count = usize::from(shard_count);
     let doorbells: Arc<[Doorbell]> = (0..count).map(|_| Doorbell::default()).collect();
     let mut ports: Vec<Port> = (0..shard_count)
@@ -100,11 +127,12 @@ pub fn connect(shard_count: u16) -> Vec<Port> {
             lanes: (0..count).map(|_| None).collect(),
             incoming: (0..count).map(|_| None).collect(),
             doorbells: doorbells.clone(),
+            ring_capacity,
         })
         .collect();
     for from in 0..count {
         for to in (0..count).filter(|to| *to != from) {
-            let (producer, consumer) = ring(RING_CAPACITY);
+            let (producer, consumer) = ring(ring_capacity);
             let backlog = VecDeque::new();
             ports[from].lanes[to] =
                 Some(Lane { producer, backlog, commands_open: 0, is_dirty: false });
@@ -165,10 +193,13 @@ impl Port {
 
     /// Takes everything that has arrived, in order for each sender.
     pub fn drain(&mut self, take: &mut dyn FnMut(ShardId, Packet)) {
+        if mutation::is_on(Mutation::DrainOnlyWithRoom) && self.has_backlog() {
+            return;
+        }
         for from in 0..self.incoming.len() {
             let Some(consumer) = &mut self.incoming[from] else { continue };
             // At most a ring's worth, so that one busy sender does not hold up the others.
-            for _ in 0..RING_CAPACITY {
+            for _ in 0..self.ring_capacity {
                 let Some(packet) = consumer.pop() else { break };
                 if matches!(packet, Packet::Reply { .. })
                     && let Some(lane) = &mut self.lanes[from]
@@ -187,15 +218,21 @@ impl Port {
 
     /// Whether new commands must wait: too many are open at some shard, or a ring is full.
     pub fn is_congested(&self) -> bool {
+        let open_max = (self.ring_capacity / COMMANDS_PART).max(1);
         self.lanes
             .iter()
             .flatten()
-            .any(|lane| lane.commands_open >= COMMANDS_OPEN_MAX || !lane.backlog.is_empty())
+            .any(|lane| lane.commands_open >= open_max || !lane.backlog.is_empty())
     }
 
     /// Whether a packet could not be pushed yet.
     pub fn has_backlog(&self) -> bool {
         self.lanes.iter().flatten().any(|lane| !lane.backlog.is_empty())
+    }
+
+    /// The longest queue of packets that could not be pushed yet.
+    pub fn backlog(&self) -> usize {
+        self.lanes.iter().flatten().map(|lane| lane.backlog.len()).max().unwrap_or(0)
     }
 }
 
@@ -219,7 +256,7 @@ mod tests {
 
     #[test]
     fn packets_arrive_in_order_even_through_a_full_ring() {
-        let mut ports = connect(2);
+        let mut ports = connect(2, RING_CAPACITY);
         let (mut receiver, mut sender) = (ports.remove(1), ports.remove(0));
         let count = RING_CAPACITY as u64 + 10;
         for id in 0..count {
@@ -236,7 +273,7 @@ mod tests {
 
     #[test]
     fn what_waited_for_room_wakes_its_receiver_too() {
-        let mut ports = connect(2);
+        let mut ports = connect(2, RING_CAPACITY);
         let (mut receiver, mut sender) = (ports.remove(1), ports.remove(0));
         for id in 0..=RING_CAPACITY as u64 {
             sender.send(ShardId(1), packet(id));
@@ -251,9 +288,9 @@ mod tests {
 
     #[test]
     fn open_commands_are_bounded_until_their_replies_come() {
-        let mut ports = connect(2);
+        let mut ports = connect(2, RING_CAPACITY);
         let (mut other, mut own) = (ports.remove(1), ports.remove(0));
-        for id in 0..COMMANDS_OPEN_MAX as u64 {
+        for id in 0..(RING_CAPACITY / COMMANDS_PART) as u64 {
             assert!(!own.is_congested());
             let ticket = Ticket { origin: ShardId(0), id };
             own.send(ShardId(1), Packet::Command { ticket, command: Command::DescribeStorage });

@@ -24,7 +24,7 @@ use super::helper::{Helper, Mailbox};
 use super::hub::{Hub, Limits};
 use super::identity::{self, Identity, IdentityError, shard_directory};
 use super::listener;
-use super::mesh::{Doorbell, Port, connect};
+use super::mesh::{Doorbell, Port, RING_CAPACITY, connect};
 use super::signals::StopSignals;
 use super::worker::{Phase, Places, Worker};
 use crate::admin::Server;
@@ -208,7 +208,7 @@ pub fn serve(config: &Config) -> Result<(), ServeError> {
     };
 
     let started = Instant::now();
-    let ports = connect(shard_count);
+    let ports = connect(shard_count, RING_CAPACITY);
     let doorbells = ports[0].doorbells();
     let (events, received) = mpsc::channel();
     let mut threads = Vec::new();
@@ -515,7 +515,7 @@ impl ShardStart {
                 tidemill_wal::segment::file_name(torn.segment)
             );
         }
-        let mailbox = Mailbox::new(self.port.doorbells(), shard);
+        let mailbox = Mailbox::new(self.port.doorbells(), ShardId(shard));
         let scrub_telemetry = self.telemetry.clone();
         let helper = Helper::start(
             format!("helper-{shard}"),

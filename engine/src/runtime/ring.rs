@@ -11,6 +11,7 @@
 use std::mem::MaybeUninit;
 
 use crossbeam_utils::CachePadded;
+use tidemill_wal::mutation::{self, Mutation};
 
 #[cfg(feature = "loom")]
 use loom::{
@@ -165,7 +166,9 @@ impl Bell {
     /// Reader: about to sleep. Look at every source once more after this, and only then sleep.
     pub fn lie_down(&self) {
         self.sleeping.store(true, Ordering::Relaxed);
-        fence(Ordering::SeqCst);
+        if !mutation::is_on(Mutation::ForgetWakeUp) {
+            fence(Ordering::SeqCst);
+        }
     }
 
     /// Reader: awake.
@@ -176,7 +179,11 @@ impl Bell {
     /// Producer, after pushing a batch: whether the reader has to be woken. True for one producer.
     pub fn must_wake(&self) -> bool {
         fence(Ordering::SeqCst);
-        self.sleeping.load(Ordering::Relaxed) && self.sleeping.swap(false, Ordering::Relaxed)
+        // Not a swap: only what takes the mark writes, so each write of `false` by a producer is
+        // followed by a wake, and the reader's next `true` is known to come after it.
+        let take =
+            || self.sleeping.compare_exchange(true, false, Ordering::Relaxed, Ordering::Relaxed);
+        self.sleeping.load(Ordering::Relaxed) && take().is_ok()
     }
 }
 
@@ -223,6 +230,8 @@ mod tests {
 
 #[cfg(all(test, feature = "loom"))]
 mod loom_tests {
+    use loom::sync::{Condvar, Mutex};
+
     use super::*;
 
     #[test]
@@ -250,8 +259,8 @@ mod loom_tests {
         });
     }
 
-    #[test]
-    fn a_reader_that_lies_down_is_woken_or_sees_the_item() {
+    /// In every order, a reader that lies down is woken or sees the item.
+    fn check_wake_up() {
         loom::model(|| {
             let bell = Arc::new(Bell::default());
             let (mut producer, mut consumer) = ring(2);
@@ -269,6 +278,170 @@ mod loom_tests {
             let seen = !consumer.is_empty();
             writer.join().unwrap();
             assert!(seen || kicked.load(Ordering::Acquire), "the reader would sleep for ever");
+        });
+    }
+
+    #[test]
+    fn a_reader_that_lies_down_is_woken_or_sees_the_item() {
+        check_wake_up();
+    }
+
+    #[cfg(feature = "mutations")]
+    #[test]
+    fn a_forgotten_wake_up_is_found() {
+        let _broken = mutation::Scope::new(Mutation::ForgetWakeUp);
+        assert!(std::panic::catch_unwind(check_wake_up).is_err(), "nothing finds it");
+    }
+
+    /// A reader's thread: takes items, and sleeps by the doorbell's protocol when there are none.
+    /// loom reports a deadlock if nobody wakes it.
+    struct Sleeper {
+        bell: Arc<Bell>,
+        kick: Arc<Kick>,
+    }
+
+    /// What the kernel does for a thread: a kick that comes before the sleep ends it at once.
+    struct Kick {
+        is_kicked: Mutex<bool>,
+        kicked: Condvar,
+    }
+
+    /// Every order with a few changes of the thread where none is needed. All orders are too many.
+    fn model(run: impl Fn() + Sync + Send + 'static) {
+        let mut builder = loom::model::Builder::new();
+        builder.preemption_bound = Some(3);
+        builder.check(run);
+    }
+
+    impl Kick {
+        fn kick(&self) {
+            *self.is_kicked.lock().unwrap() = true;
+            self.kicked.notify_one();
+        }
+
+        fn sleep(&self) {
+            let mut is_kicked = self.is_kicked.lock().unwrap();
+            while !*is_kicked {
+                is_kicked = self.kicked.wait(is_kicked).unwrap();
+            }
+            *is_kicked = false;
+        }
+    }
+
+    impl Sleeper {
+        fn new() -> Self {
+            let kick = Kick { is_kicked: Mutex::new(false), kicked: Condvar::new() };
+            Self { bell: Arc::new(Bell::default()), kick: Arc::new(kick) }
+        }
+
+        /// What a producer does after it pushed.
+        fn waker(&self) -> impl Fn() + Send + 'static {
+            let (bell, kick) = (self.bell.clone(), self.kick.clone());
+            move || {
+                if bell.must_wake() {
+                    kick.kick();
+                }
+            }
+        }
+
+        fn take(&self, consumers: &mut [Consumer<u32>], count: usize) -> Vec<u32> {
+            let mut taken = Vec::new();
+            loop {
+                for consumer in &mut *consumers {
+                    taken.extend(std::iter::from_fn(|| consumer.pop()));
+                }
+                if taken.len() == count {
+                    return taken;
+                }
+                self.bell.lie_down();
+                if consumers.iter_mut().all(Consumer::is_empty) {
+                    self.kick.sleep();
+                }
+                self.bell.get_up();
+            }
+        }
+    }
+
+    #[test]
+    fn a_reader_that_sleeps_again_and_again_gets_everything() {
+        model(|| {
+            let sleeper = Sleeper::new();
+            let (mut producer, consumer) = ring(2);
+            let wake = sleeper.waker();
+            let writer = loom::thread::spawn(move || {
+                for item in 0..2 {
+                    assert!(producer.push(item).is_ok());
+                    wake();
+                }
+            });
+            assert_eq!(sleeper.take(&mut [consumer], 2), [0, 1]);
+            writer.join().unwrap();
+        });
+    }
+
+    #[test]
+    fn of_two_writers_at_one_bell_none_is_forgotten() {
+        model(|| {
+            let sleeper = Sleeper::new();
+            let (mut left, from_left) = ring(2);
+            let (mut right, from_right) = ring(2);
+            let (wake_left, wake_right) = (sleeper.waker(), sleeper.waker());
+            let writers = [
+                loom::thread::spawn(move || {
+                    assert!(left.push(1).is_ok());
+                    wake_left();
+                }),
+                loom::thread::spawn(move || {
+                    assert!(right.push(2).is_ok());
+                    wake_right();
+                }),
+            ];
+            let mut taken = sleeper.take(&mut [from_left, from_right], 2);
+            taken.sort_unstable();
+            assert_eq!(taken, [1, 2]);
+            for writer in writers {
+                writer.join().unwrap();
+            }
+        });
+    }
+
+    #[test]
+    fn what_waits_for_room_reaches_a_reader_that_sleeps() {
+        model(|| {
+            let sleeper = Sleeper::new();
+            let (mut producer, consumer) = ring(1);
+            let wake = sleeper.waker();
+            let writer = loom::thread::spawn(move || {
+                for mut item in 0..2 {
+                    // As a lane does: what finds no room is tried again, and rung for when it did.
+                    while let Err(back) = producer.push(item) {
+                        item = back;
+                        loom::thread::yield_now();
+                    }
+                    wake();
+                }
+            });
+            assert_eq!(sleeper.take(&mut [consumer], 2), [0, 1]);
+            writer.join().unwrap();
+        });
+    }
+
+    #[test]
+    fn items_left_behind_by_both_ends_are_dropped_once() {
+        loom::model(|| {
+            let item = Arc::new(());
+            let (mut producer, mut consumer) = ring(2);
+            let writer = {
+                let item = item.clone();
+                loom::thread::spawn(move || {
+                    assert!(producer.push(item.clone()).is_ok());
+                    assert!(producer.push(item).is_ok());
+                })
+            };
+            drop(consumer.pop());
+            drop(consumer);
+            writer.join().unwrap();
+            assert_eq!(Arc::strong_count(&item), 1);
         });
     }
 }

@@ -24,8 +24,9 @@ use tidemill_wal::format::{FileName, FrameKind, SegmentId};
 
 use super::helper::{Helper, Mailbox, Request};
 use super::hub::Hub;
+use super::inbox::next_input;
 use super::listener;
-use super::mesh::Packet;
+use super::mesh::{Arrival, Packet};
 use crate::admin::telemetry::{Committed, Offsets, PartitionEnd};
 use crate::command::Reply;
 use crate::effect::{Effect, Input, JobId, Notice, ReadId};
@@ -238,17 +239,10 @@ impl Worker {
         let mut arrived = Vec::new();
         self.hub.port.borrow_mut().drain(&mut |from, packet| arrived.push((from, packet)));
         for (from, packet) in arrived {
-            let input = match packet {
-                Packet::Command { ticket, command } => Input::Command { ticket, command },
-                Packet::FetchNow(ticket) => Input::FetchNow(ticket),
-                Packet::Cancel(ticket) => Input::Cancel(ticket),
-                Packet::Message(message) => Input::Mesh { from, message },
-                Packet::Reply { ticket, reply } => {
-                    self.hub.on_reply(ticket, reply);
-                    continue;
-                }
-            };
-            self.hub.inbox.borrow_mut().push_back(input);
+            match packet.arrive(from) {
+                Arrival::Input(input) => self.hub.inbox.borrow_mut().push_back(input),
+                Arrival::Reply(ticket, reply) => self.hub.on_reply(ticket, reply),
+            }
         }
     }
 
@@ -538,27 +532,6 @@ impl Worker {
     }
 }
 
-/// What the shard takes next. Completions pass commands that wait for the disk, or the disk would
-/// wait for them. What is said about a command does not pass it: it would find nothing.
-fn next_input(inbox: &mut VecDeque<Input>, accepts: bool) -> Option<Input> {
-    if accepts {
-        return inbox.pop_front();
-    }
-    let may_pass = |input: &Input| match input {
-        Input::Command { .. } | Input::FetchNow(_) | Input::Cancel(_) => false,
-        Input::Mesh { .. }
-        | Input::Durable(_)
-        | Input::DiskDone { .. }
-        | Input::ReadDone { .. }
-        | Input::Planned(_)
-        | Input::MergeRead(_)
-        | Input::Tick
-        | Input::Stop => true,
-    };
-    let index = inbox.iter().position(may_pass)?;
-    inbox.remove(index)
-}
-
 /// Settling keeps its rate while the WAL is at most half full, goes faster above, and as fast as
 /// it can when three quarters are used. Zero: no limit.
 fn pace(settle_rate: Option<u64>, gauges: &Gauges) -> u64 {
@@ -580,26 +553,4 @@ fn die_of_disk(fault: &DiskFault) -> ! {
 fn die(code: ExitCode, reason: &str) -> ! {
     tracing::error!(reason, exit_code = code.number(), "the node ends");
     std::process::exit(i32::from(code.number()))
-}
-
-#[cfg(test)]
-mod tests {
-    use tidemill_wal::format::{Sequence, ShardId};
-
-    use super::*;
-    use crate::command::{Command, Ticket};
-
-    #[test]
-    fn completions_pass_what_waits_for_the_disk_and_a_cancellation_does_not_pass_its_command() {
-        let ticket = Ticket { origin: ShardId(0), id: 1 };
-        let command = Input::Command { ticket, command: Command::DescribeStorage };
-        let durable = Input::Durable(Sequence(1));
-        let inputs = [command, Input::FetchNow(ticket), Input::Cancel(ticket), durable];
-        let mut inbox = VecDeque::from(inputs);
-        assert!(matches!(next_input(&mut inbox, false), Some(Input::Durable(_))));
-        assert!(next_input(&mut inbox, false).is_none());
-        assert!(matches!(next_input(&mut inbox, true), Some(Input::Command { .. })));
-        assert!(matches!(next_input(&mut inbox, true), Some(Input::FetchNow(_))));
-        assert!(matches!(next_input(&mut inbox, true), Some(Input::Cancel(_))));
-    }
 }

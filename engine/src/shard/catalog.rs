@@ -4,6 +4,7 @@
 use bytes::Bytes;
 use tidemill_wal::format::{PartitionId, ShardId, TopicId};
 use tidemill_wal::limits::VALUE_SIZE_MAX;
+use tidemill_wal::mutation::{self, Mutation};
 
 use super::{Outgoing, Shard};
 use crate::command::{CatalogCommand, Refusal, Refused, Reply, Ticket};
@@ -51,10 +52,12 @@ impl Shard {
                 return Reply::InitProducerId(Err(self.refusal_of_room()));
             }
             self.producer_ids.granted += PRODUCER_ID_BLOCK;
-            self.record(Change {
-                key: Kind::ProducerIdBlock.key(&[]),
-                value: Some(self.producer_ids.granted.to_le_bytes().to_vec()),
-            });
+            if !mutation::is_on(Mutation::ForgetGrantedIds) {
+                self.record(Change {
+                    key: Kind::ProducerIdBlock.key(&[]),
+                    value: Some(self.producer_ids.granted.to_le_bytes().to_vec()),
+                });
+            }
         }
         let id = self.producer_ids.next;
         self.producer_ids.next += 1;
@@ -111,7 +114,7 @@ impl Shard {
         for (shard, sequence) in &missing {
             self.hold(Outgoing::Entry(*shard, *sequence), effects);
         }
-        if missing.is_empty() {
+        if missing.is_empty() || mutation::is_on(Mutation::AnswerCatalogEarly) {
             self.hold(Outgoing::Reply(ticket, reply), effects);
         } else {
             self.changes_open.push_back(OpenChange { ticket, reply, missing });
@@ -147,7 +150,7 @@ impl Shard {
         self.wake_readers_of_gone(&gone, effects);
         self.dirty_producers.retain(|(id, _)| id.topic != topic);
         let mut keys = Vec::new();
-        for kind in [Kind::Partition, Kind::Producer] {
+        for kind in [Kind::Partition, Kind::Producer, Kind::ForgottenProducers] {
             let prefix = kind.key(&[&topic.0]);
             keys.extend(self.state.range(&prefix).map(|(key, _)| key.to_vec()));
         }
@@ -212,6 +215,9 @@ impl Shard {
             self.record(change);
         }
         let confirmation = self.outbox.confirmation(from, false);
+        if mutation::is_on(Mutation::ConfirmEntryEarly) {
+            return self.release(Outgoing::Mesh(from, confirmation), effects);
+        }
         self.hold(Outgoing::Mesh(from, confirmation), effects);
     }
 

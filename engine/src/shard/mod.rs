@@ -22,6 +22,7 @@ use std::sync::Arc;
 
 use tidemill_wal::commit::{FrameWrite, Log as Wal};
 use tidemill_wal::format::{ENTRY_OVERHEAD_MAX, PartitionId, Sequence, ShardId};
+use tidemill_wal::mutation::{self, Mutation};
 use tidemill_wal::store::Store;
 
 use crate::catalog::{Catalog, CatalogLimits, IdSource, TopicEvent};
@@ -164,6 +165,8 @@ pub struct Gauges {
     pub settle_lag_frames: u64,
     /// Replies and messages behind the barrier.
     pub barrier_depth: u64,
+    /// Outbox entries that wait for one receiver, the most.
+    pub outbox_depth: u64,
     /// Fetches that wait.
     pub readers: u64,
     /// Bytes of keyed state.
@@ -189,7 +192,7 @@ impl Shard {
             Input::DiskDone { job, result } => self.on_disk_done(now, job, result, effects),
             Input::ReadDone { read, result } => self.on_read_done(read, result, effects),
             Input::Planned(planned) => self.on_planned(planned),
-            Input::MergeRead(result) => self.on_merge_read(result, effects),
+            Input::MergeRead(result) => self.on_merge_read(now, result, effects),
             Input::Tick => self.on_tick(now, effects),
             Input::Stop => self.stop(effects),
         }
@@ -247,6 +250,9 @@ impl Shard {
     /// The frame that says this shard ended cleanly. Only when quiet.
     pub fn seal(&mut self, now: Now) -> Option<FrameWrite> {
         assert!(self.is_quiet(), "a seal is the last frame");
+        if mutation::is_on(Mutation::SkipStopSeal) {
+            return None;
+        }
         self.wal.submit_seal(now.wall_ms)
     }
 
@@ -300,6 +306,10 @@ impl Shard {
             }
             Command::Group(command) => return self.ask_groups(now, ticket, command, effects),
         };
+        let is_early = mutation::is_on(Mutation::AnswerDuplicateEarly);
+        if is_early && matches!(reply, Reply::Produce(_)) && self.wal.is_filling_empty() {
+            return self.release(Outgoing::Reply(ticket, reply), effects);
+        }
         self.hold(Outgoing::Reply(ticket, reply), effects);
     }
 
@@ -334,7 +344,8 @@ impl Shard {
         let mut unknown = Vec::new();
         let mut index = 0;
         commit.offsets.retain(|(partition, _)| {
-            let is_known = self.catalog.topic(partition.topic).is_some();
+            let is_known = self.catalog.topic(partition.topic).is_some()
+                || mutation::is_on(Mutation::TakeOffsetsOfUnknown);
             if !is_known {
                 unknown.push(index);
             }
@@ -403,6 +414,9 @@ impl Shard {
 
     fn hold_now(&mut self, outgoing: Outgoing, effects: &mut Vec<Effect>) {
         match self.newest_frame() {
+            Some(_) if mutation::is_on(Mutation::AnswerBeforeDurable) => {
+                self.release(outgoing, effects);
+            }
             Some(sequence) => self.barrier.push_back((sequence, outgoing)),
             None => self.release(outgoing, effects),
         }
@@ -420,6 +434,11 @@ impl Shard {
             Outgoing::Entry(to, sequence) => {
                 if let Some(message) = self.outbox.message(to, sequence) {
                     effects.push(Effect::Mesh { to, message });
+                    if mutation::is_on(Mutation::TrimOutboxOnSend) {
+                        let mut changes = Vec::new();
+                        let _ = self.outbox.on_confirmed(to, sequence, false, &mut changes);
+                        changes.into_iter().for_each(|change| self.record(change));
+                    }
                 }
             }
             Outgoing::Routes(routes) => effects.push(Effect::Routes(routes)),
@@ -442,6 +461,9 @@ impl Shard {
             self.barrier.pop_front_if(|(waits_for, _)| *waits_for <= sequence)
         {
             self.release(outgoing, effects);
+        }
+        if mutation::is_on(Mutation::ForgetReader) {
+            return;
         }
         for partition in moved {
             self.wake_readers(partition, effects);
@@ -466,6 +488,7 @@ impl Shard {
         self.groups.tick(now, &mut outcome);
         self.settle_outcome(outcome, effects);
         let is_idle = self.idle_deadline_ms().is_some_and(|due_ms| due_ms <= now.monotonic_ms);
+        let is_idle = is_idle && !mutation::is_on(Mutation::SkipIdleFrame);
         if is_idle && let Some(write) = self.wal.submit_idle(now.wall_ms) {
             effects.push(Effect::Write(write));
         }
@@ -473,7 +496,8 @@ impl Shard {
 
     /// Whether `size` more bytes of ordinary work fit, leaving the reserve alone.
     fn has_room(&self, size: usize) -> bool {
-        let reserve = self.wal.capacity() / RESERVE_PART;
+        let spends = mutation::is_on(Mutation::SpendReserve);
+        let reserve = if spends { 0 } else { self.wal.capacity() / RESERVE_PART };
         self.wal.fits(size)
             && self.wal.room() >= reserve + self.wal.filling_size() as u64 + size as u64
     }
@@ -514,6 +538,7 @@ impl Shard {
             wal_capacity: self.wal.capacity(),
             settle_lag_frames: self.settle_lag_frames(),
             barrier_depth: self.barrier.len() as u64,
+            outbox_depth: self.outbox.depth() as u64,
             readers: self.readers.count() as u64,
             state_size: self.state.size() as u64,
             is_disk_full: self.upkeep.is_disk_full(),

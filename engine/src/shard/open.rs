@@ -226,7 +226,7 @@ impl Shard {
                         self.on_topic(event, &mut Vec::new());
                     }
                 }
-                Kind::Partition | Kind::Producer => {
+                Kind::Partition | Kind::Producer | Kind::ForgottenProducers => {
                     if !self.load_partition_entry(kind, key, value)? {
                         orphans.push(key.to_vec());
                     }
@@ -281,6 +281,10 @@ impl Shard {
                 return Err(format!("partition {id:?} starts at {start}, after its end {end}"));
             }
             partition.log = crate::partition::log::Log::new(start, end);
+        } else if kind == Kind::ForgottenProducers {
+            let id = value.try_into().map(i64::from_le_bytes);
+            let id = id.map_err(|_| "the id of forgotten producers is not 8 bytes")?;
+            partition.producers.load_forgotten_up_to(id);
         } else {
             let producer_id = key.get(21..29).and_then(|id| id.try_into().ok());
             let producer_id =

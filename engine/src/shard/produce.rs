@@ -1,6 +1,7 @@
 //! Appending: checks, offsets, idempotence; and moving a log's start.
 
 use tidemill_wal::format::{BatchEntry, PartitionId};
+use tidemill_wal::mutation::{self, Mutation};
 
 use super::{Appending, Outgoing, Shard};
 use crate::batch::{self, RecordBatch};
@@ -41,7 +42,6 @@ impl Shard {
             Verdict::Refuse(refusal) => return Err(refusal),
         }
         if !has_room {
-            partition.producers.on_refused(batch);
             return Err(refusal_of_room);
         }
         let base_offset = partition.log.reserve(batch.record_count());
@@ -101,6 +101,9 @@ impl Shard {
         partition.changed_in = self.wal.filling();
         let change = partition_change(id, start, partition.log.end());
         self.record(change);
+        if mutation::is_on(Mutation::DropBeforeDurable) {
+            self.store.drop_below(id, start);
+        }
         self.hold(Outgoing::Drop(id, start), &mut Vec::new());
     }
 

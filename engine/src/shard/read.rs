@@ -389,6 +389,10 @@ impl Shard {
     }
 }
 
+/// Largest cold read, in bytes; a reader comes again for more. It is copied memory that waits with
+/// its answer, for as many readers as there are.
+const COLD_READ_SIZE_MAX: u64 = 1 << 20;
+
 enum Answer {
     Now(OffsetAnswer),
     Cold(ExtentRead, i64, u64),
@@ -400,7 +404,7 @@ fn fetched(partition: &Partition, records: Result<Vec<Bytes>, Refusal>) -> Fetch
 }
 
 fn extent_read(run: &RunRef, partition: PartitionId, from: ReadFrom, bytes_max: u64) -> ExtentRead {
-    let bytes_max = u32::try_from(bytes_max).unwrap_or(u32::MAX);
+    let bytes_max = bytes_max.min(COLD_READ_SIZE_MAX) as u32;
     ExtentRead { file: run.file.clone(), partition, from, bytes_max }
 }
 

@@ -10,10 +10,11 @@ use tidemill_wal::limits::{FRAME_SIZE_MAX, SEGMENT_SIZE_MIN};
 use tidemill_wal::segment;
 
 use super::{Shard, ShardOptions};
+use crate::batch::{BatchBuilder, NewRecord};
 use crate::catalog::CatalogLimits;
 use crate::command::{
     CatalogCommand, Command, CommittedOffset, Fetch, FetchPartition, GroupCommand, GroupReply,
-    Join, MemberRef, NewTopic, OffsetCommit, Refusal, Reply, Sync, Ticket,
+    Join, MemberRef, NewTopic, OffsetCommit, Produce, Refusal, Reply, Sync, Ticket,
 };
 use crate::effect::{Effect, Input, Now};
 use crate::group::GroupLimits;
@@ -272,4 +273,65 @@ fn a_command_that_is_cancelled_while_it_waits_still_has_its_one_reply() {
         world.run();
         assert!(matches!(world.replies[&ticket.id], Reply::Refused(_)));
     }
+}
+
+#[test]
+fn no_batch_passes_a_first_one_that_was_refused() {
+    let mut world = World::new();
+    let topic = world.make_topic();
+    let mut produce = |sequence| {
+        let mut builder = BatchBuilder::new().producer(7, 0, sequence);
+        builder.push(NewRecord { value: Some(b"v"), ..NewRecord::default() });
+        let batches = vec![(PartitionId { topic, index: 0 }, builder.build())];
+        match world.answer(Command::Produce(Produce { batches })) {
+            Reply::Produce(results) => results[0].map(|appended| appended.base_offset),
+            other => panic!("{other:?}"),
+        }
+    };
+    // Its first batch came before its partition, or found no room.
+    assert_eq!(produce(1), Err(Refusal::OutOfOrderSequence));
+    for sequence in 0..3 {
+        assert_eq!(produce(sequence), Ok(sequence as u64));
+    }
+}
+
+#[test]
+fn what_is_deleted_before_it_settles_makes_room_on_a_full_disk() {
+    let mut world = World::new();
+    let partition = PartitionId { topic: world.make_topic(), index: 0 };
+    let batch = || {
+        let mut builder = BatchBuilder::new();
+        let value = vec![7; 1000 << 10];
+        builder.push(NewRecord { value: Some(&value), ..NewRecord::default() });
+        builder.build()
+    };
+    let produce = |world: &mut World| {
+        let produce = Produce { batches: vec![(partition, batch())] };
+        match world.answer(Command::Produce(produce)) {
+            Reply::Produce(results) => results[0].map(|appended| appended.base_offset),
+            other => panic!("{other:?}"),
+        }
+    };
+    // Room for one more segment, and not for what has to settle then.
+    let used: u64 = world.disk.list().expect("in memory").iter().map(|(_, size)| size).sum();
+    world.disk.limit((used + SEGMENT_SIZE_MIN + (4 << 20)) as usize);
+    let mut end = 0;
+    let refusal = loop {
+        match produce(&mut world) {
+            Ok(offset) => end = offset + 1,
+            Err(refusal) => break refusal,
+        }
+    };
+    assert_eq!(refusal, Refusal::DiskFull);
+    let delete = Command::DeleteRecords(vec![(partition, Some(end - 1))]);
+    let Reply::DeleteRecords(deleted) = world.answer(delete) else { panic!("a deletion") };
+    assert_eq!(deleted, [Ok(end - 1)]);
+    // One try plans what is left of the round, the next one writes it and has segments again.
+    for _ in 0..2 {
+        world.now.monotonic_ms += 1000;
+        world.run();
+    }
+    assert_eq!(produce(&mut world), Ok(end));
+    let mut world = world.restart();
+    assert_eq!(produce(&mut world), Ok(end + 1));
 }

@@ -15,6 +15,7 @@ use tidemill_wal::disk::{DiskFault, DiskOp};
 use tidemill_wal::extent::{BatchRef, RunData};
 use tidemill_wal::format::{PartitionId, SegmentId, Sequence};
 use tidemill_wal::limits::SEGMENT_READY_COUNT;
+use tidemill_wal::mutation::{self, Mutation};
 use tidemill_wal::scrub::Scrub;
 use tidemill_wal::segment::{self, SegmentSpec};
 use tidemill_wal::store::{MergePlan, PlannedExtent, Settle, Store};
@@ -28,6 +29,10 @@ use crate::state::Kind;
 
 /// Keyed state copied in one slice of a snapshot: a few hundred microseconds of a step.
 const SNAPSHOT_SLICE_SIZE: usize = 256 << 10;
+
+/// Pause after a merge that could not read its files: each try is told as damage, and the drive may
+/// be mended meanwhile.
+const MERGE_RETRY_MS: u64 = 60_000;
 
 /// What upkeep is doing.
 #[derive(Debug, Default)]
@@ -52,8 +57,8 @@ pub(super) struct Upkeep {
     has_reserve: bool,
     reserve_job: Option<JobId>,
     next_retention_ms: u64,
-    /// A file that a merge needs cannot be read; until a restart nothing is merged.
-    merges_suspended: bool,
+    /// A file that a merge needs could not be read; the next merge is tried at this time.
+    merge_retry_at_ms: Option<u64>,
     scrub: Scrub,
 }
 
@@ -115,7 +120,9 @@ impl Upkeep {
 
     pub(super) fn next_deadline_ms(&self, scrub_rate: u64) -> Option<u64> {
         let scrub_ms = (scrub_rate > 0).then(|| self.scrub.ready_ms());
-        [self.retry_at_ms, Some(self.next_retention_ms), scrub_ms].into_iter().flatten().min()
+        let due =
+            [self.retry_at_ms, self.merge_retry_at_ms, Some(self.next_retention_ms), scrub_ms];
+        due.into_iter().flatten().min()
     }
 
     fn new_job(&mut self) -> JobId {
@@ -133,6 +140,9 @@ impl Shard {
         }
         if self.upkeep.retry_at_ms.is_some_and(|at_ms| at_ms <= now.monotonic_ms) {
             self.upkeep.retry_at_ms = None;
+        }
+        if self.upkeep.merge_retry_at_ms.is_some_and(|at_ms| at_ms <= now.monotonic_ms) {
+            self.upkeep.merge_retry_at_ms = None;
         }
         self.prepare_segment(effects);
         self.retain(now);
@@ -168,7 +178,8 @@ impl Shard {
             && self.upkeep.retry_at_ms.is_none()
             && self.wal.ready_count() < SEGMENT_READY_COUNT
             && self.wal.segment_count() < self.options.segment_count_max;
-        if !is_wanted {
+        // A new segment would take the little that a round needs to make room, and fail as well.
+        if !is_wanted || (self.upkeep.spare.is_empty() && self.is_making_room()) {
             return;
         }
         let segment = self.wal.next_segment();
@@ -181,6 +192,21 @@ impl Shard {
         };
         let job = self.start_job(ops, effects);
         self.upkeep.preparing = Some(Preparing { job, segment, nonce });
+    }
+
+    /// Whether a change is due or under way that a full disk waits for, and that waits for no frame.
+    fn is_making_room(&self) -> bool {
+        let is_next = match &self.upkeep.work {
+            // See `advance_work`: what is deferred may need a segment first.
+            Work::None => {
+                self.deferred.is_empty()
+                    && (self.upkeep.kept.is_some() || self.store.has_pending_drops())
+            }
+            Work::SettleWaits(round) => round.settle.valid_at <= self.wal.durable(),
+            Work::Settle(_) => true,
+            Work::MergeRead(_) | Work::Merge | Work::SnapshotFinish { .. } => false,
+        };
+        self.upkeep.is_disk_full && is_next
     }
 
     /// Drops what retention no longer keeps, and producers that were silent too long.
@@ -216,16 +242,20 @@ impl Shard {
 
     fn expire_producers(&mut self, now: Now) {
         let before_ms = now.wall_ms.saturating_sub_unsigned(self.options.producer_expiry_ms);
-        let mut keys = Vec::new();
+        // Not in the WAL: a replay that brings a silent producer back does no harm.
         for (id, partition) in &mut self.partitions {
-            for producer in partition.producers.expire(before_ms) {
-                self.dirty_producers.remove(&(*id, producer));
-                keys.push(producer_key(*id, producer));
+            let expired = partition.producers.expire(before_ms);
+            if expired.is_empty() {
+                continue;
             }
-        }
-        for key in keys {
-            // Not in the WAL: a replay that brings a silent producer back does no harm.
-            self.state.apply(Change { key, value: None });
+            for producer in expired {
+                self.dirty_producers.remove(&(*id, producer));
+                self.state.apply(Change { key: producer_key(*id, producer), value: None });
+            }
+            self.state.apply(Change {
+                key: Kind::ForgottenProducers.key(&[&id.topic.0, &id.index.to_be_bytes()]),
+                value: Some(partition.producers.forgotten_up_to().to_le_bytes().to_vec()),
+            });
         }
     }
 
@@ -249,6 +279,10 @@ impl Shard {
                 ops = Store::release_reserve_ops();
             }
             ops.extend(self.store.settle_planned(round.settle.clone(), planned));
+            if mutation::is_on(Mutation::RecycleEarly) {
+                let released = self.wal.release_before(round.settle.first_segment);
+                self.upkeep.spare.extend(released.iter().map(|released| released.id));
+            }
             let job = self.start_job(ops, effects);
             self.upkeep.work = Work::Settle(round);
             self.upkeep.work_job = Some(job);
@@ -265,7 +299,8 @@ impl Shard {
         if self.upkeep.is_disk_full && self.store.has_pending_drops() {
             return self.plan_drops();
         }
-        if let Some(round) = self.upkeep.kept.take() {
+        if let Some(mut round) = self.upkeep.kept.take() {
+            self.leave_out_deleted(&mut round, effects);
             self.upkeep.work = Work::SettleWaits(round);
             return self.advance_work(effects);
         }
@@ -279,7 +314,7 @@ impl Shard {
             self.upkeep.work_job = Some(job);
         } else if let Some(through) = self.settle_target() {
             self.plan_settle(through, effects);
-        } else if !self.upkeep.merges_suspended
+        } else if self.upkeep.merge_retry_at_ms.is_none()
             && let Some(plan) = self.store.due_merge()
         {
             effects.push(Effect::ReadMerge(plan.clone()));
@@ -289,7 +324,9 @@ impl Shard {
         {
             // Delta files from before `first` are not read with this snapshot, so it must hold
             // what follows from the batches before it.
-            self.refresh_state();
+            if !mutation::is_on(Mutation::SnapshotOldEnds) {
+                self.refresh_state();
+            }
             let first = self.wal.filling();
             let ops = self.store.snapshot_begin(first);
             let job = self.start_job(ops, effects);
@@ -334,6 +371,38 @@ impl Shard {
     }
 
     fn plan_settle(&mut self, through: Sequence, effects: &mut Vec<Effect>) {
+        let (runs, size) = self.unsettled_runs(through);
+        self.refresh_state();
+        let changes = self.state.take_changes();
+        let settle = Settle {
+            through,
+            valid_at: self.newest_frame().unwrap_or(self.wal.durable()),
+            first_segment: self
+                .wal
+                .first_segment_after(through)
+                .expect("the start's seal made a segment active"),
+            runs: Vec::new(),
+            changes: changes.into_iter().map(|change| (change.key, change.value)).collect(),
+            epoch: self.wal.epoch(),
+            durable: self.wal.durable(),
+        };
+        let planned = self.plan_extents(runs, effects);
+        let round = Round { settle, planned, size };
+        self.upkeep.work = Work::SettleWaits(Box::new(round));
+    }
+
+    /// Takes out of a round what was deleted after it was planned: without that it may fit the
+    /// disk. A deletion that is not durable takes nothing out, for a crash takes it back.
+    fn leave_out_deleted(&mut self, round: &mut Round, effects: &mut Vec<Effect>) {
+        let (runs, size) = self.unsettled_runs(round.settle.through);
+        if size < round.size && !self.waits_to_drop(|_| true) {
+            round.planned = self.plan_extents(runs, effects);
+            round.size = size;
+        }
+    }
+
+    /// What the tail holds up to a frame and is to be kept, with its size in bytes.
+    fn unsettled_runs(&self, through: Sequence) -> (Vec<RunData>, u64) {
         let mut ids: Vec<PartitionId> = self
             .partitions
             .iter()
@@ -359,27 +428,21 @@ impl Shard {
                 runs.push(RunData { partition, batches });
             }
         }
-        self.refresh_state();
-        let changes = self.state.take_changes();
-        let settle = Settle {
-            through,
-            valid_at: self.newest_frame().unwrap_or(self.wal.durable()),
-            first_segment: self
-                .wal
-                .first_segment_after(through)
-                .expect("the start's seal made a segment active"),
-            runs: Vec::new(),
-            changes: changes.into_iter().map(|change| (change.key, change.value)).collect(),
-            epoch: self.wal.epoch(),
-            durable: self.wal.durable(),
-        };
+        (runs, size)
+    }
+
+    /// Has the extents of a round planned; there is nothing to plan without runs.
+    fn plan_extents(
+        &mut self,
+        runs: Vec<RunData>,
+        effects: &mut Vec<Effect>,
+    ) -> Option<Vec<PlannedExtent>> {
         let specs = self.store.extents_for(runs);
-        let planned = specs.is_empty().then(Vec::new);
-        if planned.is_none() {
-            effects.push(Effect::Plan { specs, sync_size: self.options.settle_sync_size });
+        if specs.is_empty() {
+            return Some(Vec::new());
         }
-        let round = Round { settle, planned, size };
-        self.upkeep.work = Work::SettleWaits(Box::new(round));
+        effects.push(Effect::Plan { specs, sync_size: self.options.settle_sync_size });
+        None
     }
 
     pub(super) fn on_planned(&mut self, planned: Vec<PlannedExtent>) {
@@ -392,12 +455,18 @@ impl Shard {
     /// Brings what follows from batches alone (ends of logs, producers) into the keyed state.
     fn refresh_state(&mut self) {
         for id in std::mem::take(&mut self.dirty_partitions) {
+            if mutation::is_on(Mutation::ForgetLogEnd) {
+                continue;
+            }
             if let Some(partition) = self.partitions.get(&id) {
                 let (start, end) = (partition.log.start(), partition.log.end());
                 self.state.apply(partition_change(id, start, end));
             }
         }
         for (id, producer_id) in std::mem::take(&mut self.dirty_producers) {
+            if mutation::is_on(Mutation::ForgetProducer) {
+                continue;
+            }
             let producer = self.partitions.get(&id).and_then(|p| p.producers.producer(producer_id));
             if let Some(producer) = producer {
                 let key = producer_key(id, producer_id);
@@ -408,6 +477,7 @@ impl Shard {
 
     pub(super) fn on_merge_read(
         &mut self,
+        now: Now,
         result: Result<Vec<RunData>, ReadFault>,
         effects: &mut Vec<Effect>,
     ) {
@@ -423,7 +493,7 @@ impl Shard {
             }
             Err(ReadFault::Gone | ReadFault::Nothing) => {}
             Err(ReadFault::Corrupt(why) | ReadFault::Failed(why)) => {
-                self.upkeep.merges_suspended = true;
+                self.upkeep.merge_retry_at_ms = Some(now.monotonic_ms + MERGE_RETRY_MS);
                 effects.push(Effect::Notice(Notice::Damaged(why)));
             }
         }
@@ -512,15 +582,13 @@ impl Shard {
 
     /// What was dropped while the round was on its way was not there yet to be dropped.
     fn drop_again(&mut self, round: &Round) {
+        if mutation::is_on(Mutation::SettleDeletedTopic) {
+            return;
+        }
         let runs = round.planned.iter().flatten().flat_map(|(extent, _)| &extent.runs);
         let partitions: BTreeSet<PartitionId> = runs.map(|run| run.partition).collect();
         for id in partitions {
-            let is_drop = |held: &Outgoing| matches!(held, Outgoing::Drop(of, _) if *of == id);
-            let is_deferred =
-                |held: &Deferred| matches!(held, Deferred::Outgoing(out) if is_drop(out));
-            if self.barrier.iter().any(|(_, held)| is_drop(held))
-                || self.deferred.iter().any(is_deferred)
-            {
+            if self.waits_to_drop(|of| of == id) {
                 continue; // Not durable yet.
             }
             match self.partitions.get(&id) {
@@ -528,6 +596,13 @@ impl Shard {
                 None => self.store.drop_partition(id),
             }
         }
+    }
+
+    /// Whether the deletion of something that is wanted is not durable yet.
+    fn waits_to_drop(&self, is_wanted: impl Fn(PartitionId) -> bool) -> bool {
+        let is_drop = |held: &Outgoing| matches!(held, Outgoing::Drop(id, _) if is_wanted(*id));
+        let is_deferred = |held: &Deferred| matches!(held, Deferred::Outgoing(out) if is_drop(out));
+        self.barrier.iter().any(|(_, held)| is_drop(held)) || self.deferred.iter().any(is_deferred)
     }
 
     fn on_work_done(&mut self, is_done: bool, effects: &mut Vec<Effect>) {

@@ -1,12 +1,17 @@
 """kafka-python behind the command line of ../README.md."""
 
+import os
 import sys
+import time
 
 from kafka import ConsumerRebalanceListener, KafkaConsumer, KafkaProducer
 from kafka.errors import KafkaError
 from kafka.structs import OffsetAndMetadata
 
 from line_protocol import Arguments, complain, end_of_input, say, say_assigned, say_record
+
+# A consumer that reads nothing for so long begins anew, in seconds.
+SILENCE_MAX = 20
 
 
 def settings(arguments):
@@ -50,6 +55,14 @@ def produce(arguments):
     return 1 if failed else 0
 
 
+def begin_anew(why):
+    """What a supervisor does. kafka-python 3.0.12 may stop asking for metadata for ever when the
+    node was away at the wrong moment, and then neither reads nor fails."""
+    complain("begins anew:", why)
+    sys.stdout.flush()
+    os.execv(sys.executable, [sys.executable, *sys.argv])
+
+
 def consume(arguments):
     ended = end_of_input()
     consumer = KafkaConsumer(
@@ -70,17 +83,25 @@ def consume(arguments):
             say_assigned(at.partition for at in consumer.assignment())
 
     consumer.subscribe([arguments.topic], listener=Listener())
+    heard_at = time.monotonic()
     while not ended.is_set():
+        if time.monotonic() - heard_at > SILENCE_MAX:
+            begin_anew("nothing to read")
         read = {}
         # kafka-python 3.0.12 joins twice at its start, and forgets the second join for ever if a poll
         # ends in the middle of it; so no poll ends there.
         timeout_ms = 100 if consumer.assignment() else 10000
-        for at, messages in consumer.poll(timeout_ms=timeout_ms).items():
+        try:
+            polled = consumer.poll(timeout_ms=timeout_ms)
+        except KafkaError as error:
+            begin_anew(repr(error))
+        for at, messages in polled.items():
             for message in messages:
                 say_record(message.partition, message.offset, message.key, message.value)
             read[at] = OffsetAndMetadata(messages[-1].offset + 1, "", -1)
         if not read:
             continue
+        heard_at = time.monotonic()
         try:
             consumer.commit(read, timeout_ms=30000)
             for at, offset in read.items():

@@ -9,7 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use clap::Parser;
-use tidemill_tests::sim::{Counts, run_seed};
+use tidemill_tests::sim::{Counts, known_seeds, run_seed};
 
 /// Simulates whole nodes with crashes and faulty disks, one for each seed.
 #[derive(Debug, Parser)]
@@ -20,10 +20,13 @@ struct Arguments {
     /// One seed only.
     #[arg(long, conflicts_with = "seeds")]
     seed: Option<u64>,
+    /// The seeds that once showed a defect, from `tests/seeds.md`.
+    #[arg(long, conflicts_with_all = ["seeds", "seed"])]
+    known: bool,
     /// Print everything that happens.
     #[arg(long, requires = "seed")]
     trace: bool,
-    /// Stop after so many minutes.
+    /// Stop after so many minutes; goes on behind the last seed until then.
     #[arg(long)]
     minutes: Option<u64>,
     /// Threads.
@@ -32,6 +35,33 @@ struct Arguments {
     /// Go on after a failure.
     #[arg(long)]
     keep_going: bool,
+}
+
+/// What to run, in order.
+enum Seeds {
+    Range(Range<u64>),
+    /// As long as there is time.
+    From(u64),
+    Known(Vec<u64>),
+}
+
+impl Seeds {
+    fn of(arguments: &Arguments) -> Self {
+        match (arguments.seed, arguments.minutes) {
+            _ if arguments.known => Self::Known(known_seeds()),
+            (Some(seed), _) => Self::Range(seed..seed + 1),
+            (None, Some(_)) => Self::From(arguments.seeds.start),
+            (None, None) => Self::Range(arguments.seeds.clone()),
+        }
+    }
+
+    fn get(&self, index: u64) -> Option<u64> {
+        match self {
+            Self::Range(range) => Some(range.start + index).filter(|seed| range.contains(seed)),
+            Self::From(first) => Some(first + index),
+            Self::Known(seeds) => seeds.get(index as usize).copied(),
+        }
+    }
 }
 
 thread_local! {
@@ -47,11 +77,15 @@ fn parse_range(text: &str) -> Result<Range<u64>, String> {
 }
 
 fn main() -> ExitCode {
+    #[cfg(feature = "mutations")]
+    if let Ok(name) = std::env::var("MUTATION") {
+        assert!(
+            tidemill_wal::mutation::break_process(&name),
+            "MUTATION is {name:?}, which is none"
+        );
+    }
     let arguments = Arguments::parse();
-    let seeds = match arguments.seed {
-        Some(seed) => seed..seed + 1,
-        None => arguments.seeds.clone(),
-    };
+    let seeds = Seeds::of(&arguments);
     let report = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
         println!("seed {} FAILED: an assertion", SEED.get());
@@ -60,7 +94,7 @@ fn main() -> ExitCode {
     }));
     let started = Instant::now();
     let until = arguments.minutes.map(|minutes| started + Duration::from_secs(minutes * 60));
-    let next = AtomicU64::new(seeds.start);
+    let next = AtomicU64::new(0);
     let failures = AtomicU64::new(0);
     let done = AtomicU64::new(0);
     let is_over = AtomicBool::new(false);
@@ -72,10 +106,7 @@ fn main() -> ExitCode {
                 while !is_over.load(Ordering::Relaxed)
                     && until.is_none_or(|until| Instant::now() < until)
                 {
-                    let seed = next.fetch_add(1, Ordering::Relaxed);
-                    if seed >= seeds.end {
-                        break;
-                    }
+                    let Some(seed) = seeds.get(next.fetch_add(1, Ordering::Relaxed)) else { break };
                     SEED.set(seed);
                     let outcome = run_seed(seed, None, arguments.trace);
                     counts += outcome.counts;
@@ -92,7 +123,15 @@ fn main() -> ExitCode {
     });
     let seconds = started.elapsed().as_secs_f64();
     let (done, failures) = (done.into_inner(), failures.into_inner());
-    println!("{done} seeds in {seconds:.1} s, {failures} failures");
-    println!("{:#?}", total.into_inner().expect("no thread panics with it"));
+    let total = total.into_inner().expect("no thread panics with it");
+    let simulated = total.simulated_us as f64 / 1e6;
+    print!("{total}");
+    println!(
+        "{done} seeds in {seconds:.1} s, {:.0} a second, {failures} failures; simulated {:.1} h, \
+         {:.0} times as fast as real time",
+        done as f64 / seconds,
+        simulated / 3600.0,
+        simulated / seconds
+    );
     if failures == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

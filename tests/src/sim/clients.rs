@@ -1,6 +1,7 @@
 //! Clients: what they ask, and how they go on with each answer, a crash included.
 
 mod admin;
+mod answer;
 mod auditor;
 mod committer;
 mod consumer;
@@ -16,7 +17,7 @@ pub use self::committer::Committer;
 pub use self::consumer::Consumer;
 pub use self::member::Member;
 pub use self::producer::Producer;
-use super::model::{Check, Known, Model};
+use super::model::{Check, Known, MemberAsked, Model, Try};
 use super::plan::Plan;
 use super::random::Random;
 
@@ -36,13 +37,17 @@ pub struct Context<'a> {
     pub is_draining: bool,
     /// What the client asks now, in order.
     pub asked: Vec<(ShardId, Command, Asked)>,
+    /// What somebody asks who does not listen: a client that is thought dead, or was.
+    pub unheard: Vec<(ShardId, Command, Asked)>,
+    /// The connection breaks before that: what was open has no answer that anybody hears.
+    pub is_disconnecting: bool,
 }
 
 /// An open command, with what its answer is checked against.
 #[derive(Debug)]
 pub enum Asked {
-    /// Batches by number.
-    Produce(Vec<usize>),
+    /// Batches.
+    Produce(Vec<Try>),
     /// Partitions with their offsets.
     Fetch(Vec<(PartitionId, u64, Known)>),
     /// Offset queries.
@@ -55,12 +60,21 @@ pub enum Asked {
     ProducerId,
     /// A change of the catalog.
     Catalog(CatalogCommand),
-    /// Offsets of a group.
-    Commit(String, Vec<(PartitionId, u64)>),
-    /// Reads offsets of a group.
-    Committed(String),
-    /// Anything of a member's life.
-    Member,
+    /// Offsets of a group, by a member or from outside; `None` removes.
+    Commit(String, Vec<(PartitionId, Option<u64>)>, Option<MemberAsked>),
+    /// Reads offsets of a group; all there are, or some.
+    Committed {
+        /// The group.
+        group: String,
+        /// Whether all are read.
+        is_all: bool,
+        /// How many topics were known to be gone.
+        gone_count: usize,
+    },
+    /// A group goes, with all that it has.
+    RemoveGroup(String),
+    /// Anything else of a member's life.
+    Member(MemberAsked),
 }
 
 /// One client.
@@ -87,13 +101,17 @@ impl Client {
         let mut clients = vec![
             Client::Auditor(Auditor::default()),
             Client::Admin(Admin::new(pause_us * 8, plan.has_retention)),
-            Client::Committer(Committer::new("progress".to_owned(), pause_us * 4)),
+            Client::Committer(Committer::new(
+                "progress".to_owned(),
+                "members".to_owned(),
+                pause_us * 4,
+            )),
         ];
         let (plain, idempotent) = plan.producers;
         for number in 0..plain + idempotent {
             let size = plan.batch_size_max;
             let is_idempotent = number < idempotent;
-            clients.push(Client::Producer(Producer::new(is_idempotent, size, pause_us)));
+            clients.push(Client::Producer(Producer::new(number, is_idempotent, size, pause_us)));
         }
         for _ in 0..plan.consumers {
             clients.push(Client::Consumer(Consumer::new(pause_us * 2)));
@@ -120,6 +138,7 @@ impl Client {
 
     /// Checks an answer and takes it in.
     pub fn on_reply(&mut self, cx: &mut Context<'_>, asked: Asked, reply: Reply) -> Check {
+        answer::check(cx.model, &asked, &reply)?;
         match self {
             Self::Producer(client) => client.on_reply(cx, asked, reply),
             Self::Consumer(client) => client.on_reply(cx, asked, reply),
@@ -130,7 +149,13 @@ impl Client {
         }
     }
 
-    /// The node is back; what was open has no answer.
+    /// Checks an answer that nobody hears.
+    pub fn on_lost_reply(model: &mut Model, asked: &Asked, reply: &Reply) -> Check {
+        answer::check(model, asked, reply)?;
+        answer::check_fetched(model, asked, reply)
+    }
+
+    /// The node is back, or the connection; what was open has no answer.
     pub fn on_restart(&mut self, cx: &mut Context<'_>) {
         match self {
             Self::Producer(client) => client.on_restart(),

@@ -2,31 +2,27 @@
 //! rest. Each reply is compared with it when it leaves the shard, for from then on a client may
 //! have it.
 
+mod clock;
+mod groups;
+mod producing;
+mod retention;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use tidemill::batch::{BatchBuilder, HEADER_SIZE, NewRecord, RecordBatch, batches};
-use tidemill::command::{Fetched, Refusal, Routes, TopicRoute};
+use tidemill::batch::{HEADER_SIZE, RecordBatch, batches};
+use tidemill::command::{Fetched, Refusal, Routes, TopicConfig, TopicRoute};
 use tidemill_wal::format::{PartitionId, ShardId, TopicId};
 
-use super::random::Random;
+use self::clock::Clock;
+pub use self::groups::MemberAsked;
+pub use self::producing::{Author, Sent, Try};
+use super::counts::Counts;
+use super::plan::Plan;
 
 /// Whether an expectation held; if not, why not.
 pub type Check = Result<(), String>;
-
-/// A batch that a producer made. Its number is in its first record.
-#[derive(Debug)]
-pub struct Sent {
-    /// Where it belongs.
-    pub partition: PartitionId,
-    /// As the client built it.
-    pub batch: RecordBatch,
-    /// Where it is, once that is known.
-    pub base: Option<u64>,
-    /// It was refused and must never appear.
-    pub is_refused: bool,
-}
 
 /// What is known of one partition.
 #[derive(Debug, Default)]
@@ -39,6 +35,10 @@ pub struct Partition {
     pub start_asked: u64,
     /// Everything below was acknowledged or shown.
     pub end: u64,
+    /// The start cannot have moved before this without the model's knowing.
+    confirmed_us: u64,
+    /// Bytes of batches that were made and may be there or not.
+    unplaced_size: u64,
 }
 
 /// What a client knew of a partition when it asked: answers must not be older.
@@ -46,6 +46,7 @@ pub struct Partition {
 pub struct Known {
     start: u64,
     end: u64,
+    asked_us: u64,
 }
 
 impl Known {
@@ -60,14 +61,6 @@ impl Known {
     }
 }
 
-/// A committed offset and what else it may be.
-#[derive(Debug, Default)]
-struct Committed {
-    value: Option<u64>,
-    /// Commits without an answer, oldest first.
-    open: Vec<u64>,
-}
-
 /// The model.
 #[derive(Debug, Default)]
 pub struct Model {
@@ -75,7 +68,17 @@ pub struct Model {
     pub sent: Vec<Sent>,
     partitions: BTreeMap<PartitionId, Partition>,
     producer_ids: BTreeSet<i64>,
-    committed: BTreeMap<(String, PartitionId), Committed>,
+    lanes: BTreeMap<(PartitionId, i64), producing::Lane>,
+    groups: BTreeMap<String, groups::Group>,
+    settings: retention::Settings,
+    clock: Clock,
+    /// When the clients were done.
+    load_ended: Clock,
+    /// Retention was looked at since the machine's clock showed this.
+    expired_at_ms: i64,
+    producer_expiry_ms: u64,
+    offsets_retention_ms: u64,
+    empty_group_ms: u64,
     /// Pictures of the catalog by version; each was durable when it was published.
     pictures: BTreeMap<u64, Arc<Routes>>,
     /// Version that every shard has durable.
@@ -84,12 +87,10 @@ pub struct Model {
     published: Vec<u64>,
     /// Topics for whose deletion somebody asked.
     deleting: BTreeSet<TopicId>,
-    /// Topics that ever had a limit of age or size.
-    expiring: BTreeSet<TopicId>,
-    /// Records acknowledged.
-    pub records_acknowledged: u64,
-    /// Bytes of batches read and compared.
-    pub bytes_compared: u64,
+    /// Topics that no shard knows any more.
+    gone: Vec<TopicId>,
+    /// What was checked, as far as only the model sees it.
+    pub counts: Counts,
 }
 
 fn require(condition: bool, why: impl FnOnce() -> String) -> Check {
@@ -98,47 +99,33 @@ fn require(condition: bool, why: impl FnOnce() -> String) -> Check {
 
 impl Model {
     /// Nothing happened yet.
-    pub fn new(shard_count: u16) -> Self {
-        Self { published: vec![0; usize::from(shard_count)], ..Self::default() }
+    pub fn new(plan: &Plan) -> Self {
+        let group = plan.group_limits();
+        Self {
+            published: vec![0; usize::from(plan.shard_count)],
+            producer_expiry_ms: plan.producer_expiry_ms,
+            offsets_retention_ms: group.offsets_retention_ms,
+            empty_group_ms: group.empty_group_ms,
+            ..Self::default()
+        }
     }
 
-    /// Makes a batch with contents that no other has.
-    pub fn make_batch(
-        &mut self,
-        random: &mut Random,
-        partition: PartitionId,
-        producer: Option<(i64, i32)>,
-        shape: (u64, u64),
-        wall_ms: i64,
-    ) -> usize {
-        let number = self.sent.len();
-        let (count, size) = shape;
-        let mut builder = BatchBuilder::new();
-        if let Some((id, sequence)) = producer {
-            builder = builder.producer(id, 0, sequence);
-        }
-        let mut value = vec![0; size.max(8) as usize];
-        for index in 0..count {
-            let fill = random.bits().to_le_bytes();
-            for chunk in value.chunks_mut(8) {
-                chunk.copy_from_slice(&fill[..chunk.len()]);
-            }
-            value[..8].copy_from_slice(&(number as u64 | index << 40).to_le_bytes());
-            let timestamp_ms = wall_ms - random.below(3) as i64;
-            builder.push(NewRecord { timestamp_ms, key: None, value: Some(&value), headers: &[] });
-        }
-        let batch = builder.build();
-        self.sent.push(Sent { partition, batch, base: None, is_refused: false });
-        number
+    /// The clocks show this.
+    pub fn on_clock(&mut self, now_us: u64, wall_ms: i64) {
+        self.clock.advance(now_us, wall_ms);
+    }
+
+    /// The node is back; what was open in its last life has no answer.
+    pub fn on_restart(&mut self) {
+        self.restart_groups();
     }
 
     /// What is known of a partition now.
     pub fn known(&self, partition: PartitionId) -> Known {
+        let asked_us = self.clock.now_us;
         let known = self.partitions.get(&partition);
-        known.map_or(Known { start: 0, end: 0 }, |known| Known {
-            start: known.start,
-            end: known.end,
-        })
+        let (start, end) = known.map_or((0, 0), |known| (known.start, known.end));
+        Known { start, end, asked_us }
     }
 
     /// The newest picture of the catalog.
@@ -212,10 +199,8 @@ impl Model {
     }
 
     fn on_new_picture(&mut self, routes: &Arc<Routes>) -> Check {
+        self.settings.on_picture(routes);
         for topic in routes.topics.values() {
-            if topic.config.retention_ms.is_some() || topic.config.retention_bytes.is_some() {
-                self.expiring.insert(topic.id);
-            }
             for index in 0..topic.partition_count {
                 self.partitions.entry(topic.partition(index)).or_default();
             }
@@ -230,12 +215,22 @@ impl Model {
             })?;
             self.partitions.remove(&partition);
         }
+        self.lanes.retain(|(partition, _), _| self.partitions.contains_key(partition));
         Ok(())
     }
 
     /// A change of the catalog was acknowledged: every shard has it.
     pub fn on_catalog_acknowledged(&mut self) {
         self.version_everywhere = self.pictures.last_key_value().map_or(0, |(version, _)| *version);
+        self.settings.on_everywhere(self.clock.now_us);
+        let is_gone = |topic: &TopicId| self.topic(*topic).is_none() && !self.gone.contains(topic);
+        let gone: Vec<TopicId> = self.deleting.iter().copied().filter(is_gone).collect();
+        self.gone.extend(gone);
+    }
+
+    /// Topics that no shard knows any more.
+    pub fn gone_count(&self) -> usize {
+        self.gone.len()
     }
 
     /// The topic in the newest picture.
@@ -260,62 +255,6 @@ impl Model {
         self.deleting.contains(&topic)
     }
 
-    /// Whether limits of age or size may drop records.
-    pub fn may_expire(&self, topic: TopicId) -> bool {
-        self.expiring.contains(&topic)
-    }
-
-    /// Somebody asks for limits: from now on records may go.
-    pub fn on_expiry_asked(&mut self, topic: TopicId) {
-        self.expiring.insert(topic);
-    }
-
-    /// A batch was acknowledged at this offset.
-    pub fn on_acknowledged(&mut self, number: usize, base: u64) -> Check {
-        let is_new = self.sent[number].base.is_none();
-        self.place(number, base)?;
-        let (partition, count) = {
-            let sent = &self.sent[number];
-            (sent.partition, u64::from(sent.batch.record_count()))
-        };
-        if is_new {
-            self.records_acknowledged += count;
-        }
-        if let Some(known) = self.partitions.get_mut(&partition) {
-            known.end = known.end.max(base + count);
-        }
-        Ok(())
-    }
-
-    /// A batch was refused, and no other try of it may have come through.
-    pub fn on_refused(&mut self, number: usize) -> Check {
-        let sent = &mut self.sent[number];
-        sent.is_refused = true;
-        require(sent.base.is_none(), || format!("batch {number} is there and was refused"))
-    }
-
-    /// A batch is at this offset: it is at no other, and nothing else is there.
-    fn place(&mut self, number: usize, base: u64) -> Check {
-        let sent = &mut self.sent[number];
-        require(!sent.is_refused, || format!("batch {number} was refused, but is at {base}"))?;
-        if let Some(old) = sent.base {
-            require(old == base, || format!("batch {number} is at {old}, and again at {base}"))?;
-        }
-        sent.base = Some(base);
-        let end = base + u64::from(sent.batch.record_count());
-        let Some(partition) = self.partitions.get_mut(&sent.partition) else { return Ok(()) };
-        let before = partition.log.range(..end).next_back();
-        if let Some((known, (known_end, known_number))) = before
-            && *known_end > base
-        {
-            require(*known == base && *known_number == number, || {
-                format!("batch {number} is at {base}, where batch {known_number} was ({known})")
-            })?;
-        }
-        partition.log.insert(base, (end, number));
-        Ok(())
-    }
-
     /// Compares one stored batch with what was sent.
     fn compare(&mut self, partition: PartitionId, stored: &RecordBatch) -> Check {
         let base = stored.base_offset();
@@ -333,8 +272,36 @@ impl Model {
         if !is_same {
             return Err(describe(&format!("not the bytes of batch {number}")));
         }
-        self.bytes_compared += new.len() as u64;
+        self.counts.bytes_compared += new.len() as u64;
         self.place(number, base)
+    }
+
+    /// No batch before the one that was found is late enough, of those that are known to stay and
+    /// have their producer's time.
+    pub fn check_time(
+        &self,
+        id: PartitionId,
+        asked: Known,
+        time_ms: i64,
+        found: Option<u64>,
+    ) -> Check {
+        let Some(partition) = self.partitions.get(&id) else { return Ok(()) };
+        let mut configs = self.settings.since(id.topic, 0);
+        let is_plain = |config: &TopicConfig| {
+            let has_limit = config.retention_ms.is_some() || config.retention_bytes.is_some();
+            !has_limit && !config.append_time
+        };
+        let from = partition.start.max(partition.start_asked);
+        let below = found.unwrap_or(u64::MAX).min(asked.end);
+        if !configs.all(is_plain) || from >= below {
+            return Ok(());
+        }
+        let time_of = |number: usize| self.sent[number].batch.max_timestamp_ms();
+        let mut passed = partition.log.range(from..below);
+        let passed = passed.find(|(_, (_, number))| time_of(*number) >= time_ms);
+        require(passed.is_none(), || {
+            format!("{id:?}: at {time_ms} or later is {passed:?}, found was {found:?}")
+        })
     }
 
     /// Checks a batch that an offset query found.
@@ -345,18 +312,23 @@ impl Model {
     /// Checks what a fetch says about a partition's bounds.
     pub fn on_bounds(&mut self, id: PartitionId, asked: Known, bounds: (u64, u64)) -> Check {
         let (start, end) = bounds;
-        let may_expire = self.may_expire(id.topic);
+        self.check_drop(id, start)?;
         let Some(partition) = self.partitions.get_mut(&id) else { return Ok(()) };
         require(start <= end, || format!("{id:?} starts at {start} and ends at {end}"))?;
         require(start >= asked.start, || {
             format!("{id:?} started at {}, now at {start}", asked.start)
         })?;
-        require(end >= asked.end, || format!("{id:?} ended at {}, now at {end}", asked.end))?;
-        require(may_expire || start <= partition.start_asked, || {
-            format!("{id:?} starts at {start}, asked was {}", partition.start_asked)
-        })?;
         partition.start = partition.start.max(start);
-        partition.end = partition.end.max(end);
+        partition.confirmed_us = partition.confirmed_us.max(asked.asked_us);
+        self.on_end(id, asked, end)
+    }
+
+    /// Checks what is said about a partition's end.
+    pub fn on_end(&mut self, id: PartitionId, asked: Known, end: u64) -> Check {
+        require(end >= asked.end, || format!("{id:?} ended at {}, now at {end}", asked.end))?;
+        if let Some(partition) = self.partitions.get_mut(&id) {
+            partition.end = partition.end.max(end);
+        }
         Ok(())
     }
 
@@ -381,7 +353,13 @@ impl Model {
         };
         self.on_bounds(id, asked, (fetched.start, fetched.durable_end))?;
         let pieces: &[Bytes] = match records {
-            Ok(pieces) => pieces,
+            Ok(pieces) => {
+                // A start that moves while a file is read comes too late for that fetch.
+                require(offset >= asked.start, || {
+                    format!("{id:?} offset {offset} is read, below its start {}", asked.start)
+                })?;
+                pieces
+            }
             Err(Refusal::OffsetOutOfRange) => {
                 let is_outside = offset < fetched.start || offset > fetched.durable_end;
                 require(is_outside, || format!("{id:?} offset {offset} is not out of range"))?;
@@ -419,75 +397,19 @@ impl Model {
         }
     }
 
-    /// The start is acknowledged to be at least here.
+    /// The start was moved to this offset, or was behind it already.
     pub fn on_start(&mut self, id: PartitionId, offset: u64) {
         if let Some(partition) = self.partitions.get_mut(&id) {
             partition.start = partition.start.max(offset);
             partition.end = partition.end.max(offset);
+            // Nobody else moves starts: what was asked for is done.
+            partition.start_asked = partition.start;
         }
     }
 
     /// A producer id was granted.
     pub fn on_producer_id(&mut self, id: i64) -> Check {
         require(self.producer_ids.insert(id), || format!("producer id {id} was granted twice"))
-    }
-
-    /// An offset is on its way to be committed.
-    pub fn on_commit_asked(&mut self, group: &str, partition: PartitionId, offset: u64) {
-        self.committed.entry((group.to_owned(), partition)).or_default().open.push(offset);
-    }
-
-    /// A commit was answered.
-    pub fn on_commit(&mut self, group: &str, partition: PartitionId, offset: u64, is_done: bool) {
-        let Some(known) = self.committed.get_mut(&(group.to_owned(), partition)) else { return };
-        if is_done {
-            known.take(offset);
-        } else {
-            known.open.retain(|open| *open != offset);
-        }
-    }
-
-    /// A committed offset was shown.
-    pub fn on_committed_shown(
-        &mut self,
-        group: &str,
-        partition: PartitionId,
-        shown: Option<u64>,
-    ) -> Check {
-        if !self.is_alive(partition) {
-            return Ok(());
-        }
-        let Some(known) = self.committed.get_mut(&(group.to_owned(), partition)) else {
-            return require(shown.is_none(), || format!("{group} never committed {shown:?}"));
-        };
-        match shown {
-            Some(offset) if known.open.contains(&offset) => known.take(offset),
-            shown => require(shown == known.value, || {
-                format!("{group} {partition:?} committed {known:?}, shown is {shown:?}")
-            })?,
-        }
-        Ok(())
-    }
-
-    /// Every committed offset of a group.
-    pub fn groups(&self) -> BTreeMap<String, Vec<PartitionId>> {
-        let mut groups: BTreeMap<String, Vec<PartitionId>> = BTreeMap::new();
-        for (group, partition) in self.committed.keys() {
-            if self.is_alive(*partition) {
-                groups.entry(group.clone()).or_default().push(*partition);
-            }
-        }
-        groups
-    }
-}
-
-impl Committed {
-    /// This one is durable; what was asked for before it was overwritten by it.
-    fn take(&mut self, offset: u64) {
-        self.value = Some(offset);
-        if let Some(index) = self.open.iter().position(|open| *open == offset) {
-            self.open.drain(..=index);
-        }
     }
 }
 

@@ -5,7 +5,10 @@ use tidemill::group::GroupLimits;
 use tidemill::shard::ShardOptions;
 use tidemill_wal::format::ShardId;
 
+use super::disk::FaultRates;
 use super::random::Random;
+
+const DAY_MS: u64 = 24 * 3_600_000;
 
 /// Choices that hold for a whole run.
 #[derive(Debug, Clone)]
@@ -40,6 +43,24 @@ pub struct Plan {
     pub frame_us_max: u64,
     /// Longest operation of a disk job, in microseconds.
     pub op_us_max: u64,
+    /// How often disks fail.
+    pub faults: FaultRates,
+    /// Whether bits turn and sectors become unreadable.
+    pub has_rot: bool,
+    /// One operation of a disk in so many takes very long; 0: none.
+    pub stall_one_in: u64,
+    /// A shard whose thread and disk are slower than the others'.
+    pub slow_shard: Option<u16>,
+    /// Slots of the rings between shards.
+    pub ring_capacity: usize,
+    /// Whether the wall clock is set now and then.
+    pub has_clock_jumps: bool,
+    /// How much faster than the other clock the wall clock goes, in millionths.
+    pub clock_drift_ppm: i64,
+    /// See [`ShardOptions::producer_expiry_ms`].
+    pub producer_expiry_ms: u64,
+    /// See [`GroupLimits::offsets_retention_ms`].
+    pub offsets_retention_ms: u64,
     /// Starts of the node.
     pub lives: u64,
     /// Effects in one life, about.
@@ -49,8 +70,9 @@ pub struct Plan {
 impl Plan {
     /// Draws a plan.
     pub fn draw(random: &mut Random) -> Self {
+        let shard_count = random.choose(&[1, 1, 2, 2, 3]);
         Self {
-            shard_count: random.choose(&[1, 1, 2, 2, 3]),
+            shard_count,
             segment_size: random.choose(&[96 << 10, 128 << 10, 256 << 10]),
             segment_count_max: random.between(3, 8) as usize,
             delta_size_max: random.choose(&[4 << 10, 12 << 10, 48 << 10]),
@@ -65,8 +87,32 @@ impl Plan {
             has_full_disks: random.one_in(4),
             frame_us_max: random.choose(&[60, 200, 3000]),
             op_us_max: random.choose(&[50, 500, 5000]),
+            faults: FaultRates {
+                error: random.choose(&[0, 0, 100, 500, 2000]),
+                read_error: random.choose(&[0, 0, 200, 2000]),
+                silent: random.choose(&[0, 0, 0, 50, 300]),
+            },
+            has_rot: random.one_in(4),
+            stall_one_in: random.choose(&[0, 0, 0, 100, 1000]),
+            slow_shard: random.one_in(4).then(|| random.below(u64::from(shard_count)) as u16),
+            ring_capacity: random.choose(&[1, 8, 32, 256, 4096, 4096]),
+            has_clock_jumps: random.one_in(4),
+            clock_drift_ppm: random.choose(&[0, 0, 200, -200, 20_000, -20_000]),
+            producer_expiry_ms: random.choose(&[DAY_MS, DAY_MS, DAY_MS, DAY_MS, 40]),
+            offsets_retention_ms: random.choose(&[7 * DAY_MS, 7 * DAY_MS, 7 * DAY_MS, 60]),
             lives: random.between(2, 5),
             effects: random.skewed(40, 3000),
+        }
+    }
+
+    /// Limits of groups.
+    pub fn group_limits(&self) -> GroupLimits {
+        GroupLimits {
+            session_timeout_ms_min: 10,
+            initial_rebalance_delay_ms: 3,
+            offsets_retention_ms: self.offsets_retention_ms,
+            empty_group_ms: self.offsets_retention_ms,
+            ..GroupLimits::default()
         }
     }
 
@@ -88,13 +134,9 @@ impl Plan {
                 batch_size_max: 64 << 10,
                 batch_size_limit: 64 << 10,
             },
-            group: GroupLimits {
-                session_timeout_ms_min: 10,
-                initial_rebalance_delay_ms: 3,
-                ..GroupLimits::default()
-            },
+            group: self.group_limits(),
             idle_frame_ms: self.idle_frame_ms,
-            producer_expiry_ms: 3_600_000,
+            producer_expiry_ms: self.producer_expiry_ms,
             retention_check_ms: 20,
             delta_size_max: self.delta_size_max,
             disk_reserve_size: 16 << 10,

@@ -412,6 +412,7 @@ impl Rebuilt {
         };
         let used = peers.iter().map(|peer| producer_ids(&peer.state)).max().flatten();
         let used = used.max(producer_ids(&self.state)).max(self.chain.producer_id_max);
+        self.let_producers_go_on(used);
         let key = Kind::ProducerIdBlock.key(&[]);
         let granted = self.state.value(&key).and_then(number);
         if shard == ShardId(0)
@@ -420,6 +421,19 @@ impl Rebuilt {
             // An id may be in use that no record shows yet.
             let granted = granted.unwrap_or(0).max(used + 1) + PRODUCER_ID_BLOCK;
             self.state.load(Change { key, value: Some(granted.to_le_bytes().to_vec()) });
+        }
+    }
+
+    /// What producers did may be lost, so all that there are may go on where they are.
+    fn let_producers_go_on(&mut self, used: Option<i64>) {
+        let Some(used) = used else { return };
+        let partitions = self.state.range(&[Kind::Partition as u8]);
+        let keys: Vec<Vec<u8>> = partitions
+            .filter_map(|(key, _)| partition_of_key(key))
+            .map(|id| Kind::ForgottenProducers.key(&[&id.topic.0, &id.index.to_be_bytes()]))
+            .collect();
+        for key in keys {
+            self.state.load(Change { key, value: Some(used.to_le_bytes().to_vec()) });
         }
     }
 
@@ -514,6 +528,7 @@ impl Rebuilt {
     fn forget_partitions_but(&mut self, live: &BTreeSet<PartitionId>) {
         let stored = self.state.range(&[Kind::Partition as u8]);
         let stored = stored.chain(self.state.range(&[Kind::Producer as u8]));
+        let stored = stored.chain(self.state.range(&[Kind::ForgottenProducers as u8]));
         let dead: Vec<Vec<u8>> = stored
             .map(|(key, _)| key)
             .filter(|key| partition_of_key(key).is_none_or(|id| !live.contains(&id)))

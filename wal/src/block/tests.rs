@@ -52,6 +52,27 @@ fn changes() -> Vec<StateChange> {
     ]
 }
 
+#[test]
+fn padding_that_is_not_zero_is_damage_even_under_a_right_checksum() {
+    let (delta, _) = delta(&changes());
+    let mut block = vec![0; 2 * BLOCK_SIZE];
+    let header = BlockHeader {
+        checksum: 0.into(),
+        size: 0.into(),
+        count: 0.into(),
+        index: 0.into(),
+        first: delta.after.0.into(),
+        reserved: [0; 8],
+    };
+    block[..size_of::<BlockHeader>()].copy_from_slice(header.as_bytes());
+    stamp(&mut block);
+    assert!(check_block(&block, 7, 0, delta.after.0).is_ok());
+    block[100] = 1;
+    stamp(&mut block);
+    let damage = check_block(&block, 7, 0, delta.after.0).unwrap_err();
+    assert_eq!(damage, Damage::new(7, "padding is not zero"));
+}
+
 /// Small entries, then enough large ones for several blocks and writes.
 fn large() -> Vec<(Vec<u8>, Vec<u8>)> {
     (0..60_u8).map(|number| (vec![number], vec![number; 50_000])).collect()

@@ -15,6 +15,7 @@ use super::directory::try_lock;
 use super::{DiskFault, DiskOp, Place};
 use crate::format::{FileName, SegmentId};
 use crate::limits::{BLOCK_SIZE, ZERO_PIECE_SIZE};
+use crate::mutation::{self, Mutation};
 use crate::segment;
 
 /// Largest buffer of a background write: a commit waits behind one of them at most.
@@ -44,6 +45,7 @@ impl SegmentWriter {
     pub async fn open(wal: &Path, id: SegmentId, method: SyncMethod) -> Result<Self, DiskFault> {
         let name = segment::file_name(id);
         let flags = match method {
+            SyncMethod::Dsync if mutation::is_on(Mutation::OpenWithoutDsync) => 0,
             SyncMethod::Dsync => libc::O_DSYNC,
             SyncMethod::Fdatasync => 0,
         };

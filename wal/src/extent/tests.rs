@@ -52,6 +52,24 @@ fn hex(bytes: &[u8]) -> String {
 }
 
 #[test]
+fn an_extent_in_the_place_of_another_is_damage() {
+    let (shared, bytes) = sample();
+    let (single, single_bytes) = write(vec![run(1, vec![batch(10, 5, 100, 61)])]);
+    let open = |bytes: &Bytes, shard: u16, file: &FileName| {
+        let view = ExtentView::open_named(bytes, &|_| Ok(()), ShardId(shard), file);
+        view.map(|_| ()).map_err(|damage| damage.why.to_string())
+    };
+    assert_eq!(open(&bytes, 3, &shared.file), Ok(()));
+    assert_eq!(open(&single_bytes, 3, &single.file), Ok(()));
+    let other = shared_name(8, 2);
+    let why = "it holds shared-00000000000000000007-2.ext of shard 3";
+    for (bytes, shard, file) in [(&bytes, 3, &other), (&bytes, 4, &shared.file)] {
+        assert_eq!(open(bytes, shard, file), Err(why.to_owned()));
+    }
+    assert!(open(&single_bytes, 3, &shared.file).is_err());
+}
+
+#[test]
 fn golden_bytes_of_header_directory_and_index() {
     let (extent, bytes) = write(vec![run(1, vec![batch(10, 5, 100, 61)])]);
     assert_eq!(&*extent.file.0, "abababababababababababababababab-1-00000000000000000010-2.ext");

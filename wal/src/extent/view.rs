@@ -6,12 +6,16 @@ use std::ops::Range;
 
 use zerocopy::FromBytes;
 
-use super::{DirectoryEntry, EXTENT_FORMAT_VERSION, ExtentHeader, IndexEntry, MAGIC, Run};
+use super::{
+    DirectoryEntry, EXTENT_FORMAT_VERSION, ExtentHeader, IndexEntry, MAGIC, Run, shared_name,
+    single_name,
+};
 use crate::batch::BatchHead;
 use crate::block;
 use crate::damage::Damage;
-use crate::format::{PartitionId, ShardId};
+use crate::format::{FileName, PartitionId, ShardId, TopicId};
 use crate::limits::BLOCK_SIZE;
+use crate::mutation::{self, Mutation};
 
 /// Called with every range before it is touched. A map reads the pages in here, so that a media
 /// error is an error and not a signal.
@@ -89,6 +93,34 @@ impl<'a> ExtentView<'a> {
         let view = Self { bytes, populate, header, directory };
         view.check_directory()?;
         Ok(view)
+    }
+
+    /// Opens the bytes of a file by its name. What a drive wrote to the wrong place may be a whole
+    /// extent, but it is another one.
+    pub fn open_named(
+        bytes: &'a [u8],
+        populate: Populate<'a>,
+        shard: ShardId,
+        file: &FileName,
+    ) -> Result<Self, Damage> {
+        let view = Self::open_with(bytes, populate)?;
+        if view.shard() != shard || view.file_name() != *file {
+            let why = format!("it holds {} of shard {}", view.file_name(), view.shard().0);
+            return Err(Damage::new(0, why));
+        }
+        Ok(view)
+    }
+
+    /// The name of the file that it was made for.
+    pub fn file_name(&self) -> FileName {
+        match self.directory {
+            [run] => {
+                let partition =
+                    PartitionId { topic: TopicId(run.topic), index: run.partition.get() };
+                single_name(partition, run.base.get(), self.generation())
+            }
+            _ => shared_name(self.id(), self.generation()),
+        }
     }
 
     /// Whose.
@@ -300,7 +332,8 @@ impl<'a> ExtentView<'a> {
     fn check_piece(&self, entry: &IndexEntry) -> Result<(), Damage> {
         let range = piece_range(entry);
         touch(self.populate, range.clone())?;
-        if crc32c::crc32c(&self.bytes[range]) == entry.checksum.get() {
+        let is_believed = mutation::is_on(Mutation::TrustExtent);
+        if crc32c::crc32c(&self.bytes[range]) == entry.checksum.get() || is_believed {
             Ok(())
         } else {
             Err(Damage::new(entry.position.get(), "checksum of the batches is wrong"))

@@ -129,6 +129,7 @@ fn an_intact_header_with_a_strange_value_is_refused_by_name() {
     assert_eq!(frame_with(|h| h.kind = 2), field("body size"));
     assert_eq!(frame_with(|h| h.body_size = u32::MAX.into()), field("body size"));
     assert_eq!(frame_with(|h| h.sequence = 0.into()), field("sequence"));
+    assert_eq!(frame_with(|h| h.shard_epoch = u64::MAX.into()), field("shard epoch"));
     assert_eq!(frame_with(|h| h.durable = h.sequence), field("durable sequence"));
     assert_eq!(frame_with(|h| h.offset = 4097.into()), field("offset"));
     assert_eq!(frame_with(|h| h.reserved_end[39] = 1), field("reserved"));

@@ -204,6 +204,7 @@ fn what_cannot_be_is_refused() {
         "the first delta file is missing",
     );
     check(|manifest| manifest.deltas[1].after = Sequence(23), "a delta file is missing");
+    check(|manifest| manifest.epoch = ShardEpoch(u64::MAX), "no epoch can follow");
     check(|manifest| manifest.durable = Sequence(29), "settled what was not durable");
     check(|manifest| manifest.replay_from = Sequence(30), "a delta file reaches into the replay");
     check(|manifest| manifest.snapshots.reverse(), "snapshots are out of order");

@@ -11,6 +11,7 @@ use crate::disk::{DiskOp, Place};
 use crate::extent::{ExtentRef, ExtentSpec, RunData, plan_extent};
 use crate::format::{FileName, PartitionId, SegmentId, Sequence, ShardEpoch};
 use crate::manifest::{Manifest, SNAPSHOT_COUNT_MAX, manifest_name, plan_manifest};
+use crate::mutation::{self, Mutation};
 use crate::plan::temporary;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -135,6 +136,9 @@ impl Store {
             manifest.deltas.push(delta);
         }
         manifest.replay_from = round.through.next();
+        if mutation::is_on(Mutation::SettleTooFar) {
+            manifest.replay_from = round.valid_at.next();
+        }
         manifest.first_segment = round.first_segment;
         manifest.durable = manifest.durable.max(round.durable);
         manifest.epoch = round.epoch;
@@ -263,9 +267,12 @@ impl Store {
         self.version_next += 1;
         debug_assert_eq!(manifest.check(), Ok(()));
         let mut ops = files.ops;
-        if !ops.is_empty() {
+        if !ops.is_empty() && !mutation::is_on(Mutation::SkipNamesSync) {
             // The names below the manifest's must be durable before its own.
             ops.push(DiskOp::SyncDirectory { place: Place::Data });
+        }
+        if mutation::is_on(Mutation::RemoveBeforeManifest) {
+            ops.extend(obsolete.iter().map(|file| DiskOp::Remove { file: file.clone() }));
         }
         ops.extend(plan_manifest(&manifest));
         self.change = Some(Change {

@@ -15,7 +15,8 @@ use super::index::RunRef;
 use crate::damage::{Damage, FileFault};
 use crate::disk::DiskOp;
 use crate::extent::{BatchRef, ExtentRef, ExtentView, Run, RunData};
-use crate::format::{FileName, PartitionId};
+use crate::format::{FileName, PartitionId, ShardId};
+use crate::mutation::{self, Mutation};
 
 /// A run of at least this many bytes gets an extent of its own.
 pub const RUN_OWN_SIZE: u64 = 1 << 20;
@@ -32,6 +33,7 @@ pub const LEVEL_MAX: u8 = 8;
 /// What to read and what to make of it.
 #[derive(Debug, Clone)]
 pub struct MergePlan {
+    pub(super) shard: ShardId,
     pub(super) inputs: Vec<Arc<ExtentRef>>,
     pub(super) level: u8,
     pub(super) runs: Vec<MergeRun>,
@@ -68,7 +70,8 @@ impl MergePlan {
             let fail = |fault: FileFault| (extent.file.clone(), fault);
             let bytes = open(&extent.file)
                 .map_err(|source| fail(FileFault::Read { position: 0, source }))?;
-            let view = ExtentView::open(&bytes).map_err(|damage| fail(damage.into()))?;
+            let view = ExtentView::open_named(&bytes, &|_| Ok(()), self.shard, &extent.file)
+                .map_err(|damage| fail(damage.into()))?;
             for run in &extent.runs {
                 let key = (extent.id, run.partition, run.base);
                 if wanted.contains_key(&key) {
@@ -162,7 +165,7 @@ impl Store {
                 }
             }
         }
-        MergePlan { inputs, level, runs }
+        MergePlan { shard: self.manifest.shard, inputs, level, runs }
     }
 
     /// Plans the merged extents and the manifest that names them instead of the inputs. What was
@@ -181,6 +184,9 @@ impl Store {
             let size: u64 = run.parts.iter().filter(is_live).map(|(_, part)| part.size).sum();
             assert_eq!(data.size(), size, "a merge loses nothing");
             runs.push(data);
+        }
+        if mutation::is_on(Mutation::MergeLosesRun) {
+            runs.pop();
         }
         self.begin_merge(&plan, generation, runs)
     }

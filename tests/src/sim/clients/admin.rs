@@ -15,10 +15,15 @@ const TOPICS_MAX: usize = 6;
 /// Partitions of a topic at most.
 const PARTITIONS_MAX: u32 = 6;
 
+/// A configuration that is not honoured.
+const REFUSED: (&str, &str) = ("cleanup.policy", "compact");
+
 /// Changes the catalog.
 #[derive(Debug)]
 pub struct Admin {
     next_name: u64,
+    /// Names of topics that were deleted.
+    free_names: Vec<String>,
     is_waiting: bool,
     deleting: Option<TopicId>,
     pause_us: u64,
@@ -29,7 +34,14 @@ pub struct Admin {
 impl Admin {
     /// An administrator that pauses about so long between requests.
     pub fn new(pause_us: u64, has_retention: bool) -> Self {
-        Self { next_name: 0, is_waiting: false, deleting: None, pause_us, has_retention }
+        Self {
+            next_name: 0,
+            free_names: Vec::new(),
+            is_waiting: false,
+            deleting: None,
+            pause_us,
+            has_retention,
+        }
     }
 
     pub(super) fn act(&mut self, cx: &mut Context<'_>) -> u64 {
@@ -72,8 +84,14 @@ impl Admin {
     }
 
     fn create(&mut self, cx: &mut Context<'_>) {
-        let name = format!("topic-{}", self.next_name);
-        self.next_name += 1;
+        let is_reused = !self.free_names.is_empty() && cx.random.one_in(2);
+        let name = match is_reused {
+            true => self.free_names.remove(0),
+            false => {
+                self.next_name += 1;
+                format!("topic-{}", self.next_name)
+            }
+        };
         let partition_count = Some(cx.random.skewed(1, u64::from(PARTITIONS_MAX)) as u32);
         let mut config = Vec::new();
         if cx.random.one_in(4) {
@@ -82,12 +100,16 @@ impl Admin {
         if self.has_retention && cx.random.one_in(2) {
             config.push(("retention.bytes".to_owned(), "40000".to_owned()));
         }
+        if cx.random.one_in(8) {
+            config.push(("max.message.bytes".to_owned(), "2000".to_owned()));
+        }
         let topics = vec![NewTopic { name, partition_count, config, automatic: false }];
         self.change(cx, CatalogCommand::CreateTopics { topics, validate_only: false });
     }
 
     fn delete(&mut self, cx: &mut Context<'_>, topic: TopicId) {
         cx.model.on_deletion_asked(topic);
+        self.free_names.extend(cx.model.topic(topic).map(|topic| topic.name.to_string()));
         self.deleting = Some(topic);
         self.change(cx, CatalogCommand::DeleteTopics(vec![topic]));
     }
@@ -108,11 +130,18 @@ impl Admin {
         }
         if self.has_retention && cx.random.one_in(2) {
             let (key, values) = match cx.random.one_in(2) {
-                true => ("retention.bytes", ["20000", "100000", "-1"]),
-                false => ("retention.ms", ["50", "500", "-1"]),
+                true => ("retention.bytes", ["0", "20000", "100000", "-1"]),
+                false => ("retention.ms", ["50", "50", "500", "-1"]),
             };
-            cx.model.on_expiry_asked(id);
-            updates.push((key.to_owned(), Some(cx.random.choose(&values).to_owned())));
+            let value = (!cx.random.one_in(4)).then(|| cx.random.choose(&values).to_owned());
+            updates.push((key.to_owned(), value));
+        }
+        if cx.random.one_in(6) {
+            let size = cx.random.choose(&["700", "3000", "65536"]);
+            updates.push(("max.message.bytes".to_owned(), Some(size.to_owned())));
+        }
+        if cx.random.one_in(10) {
+            updates.push((REFUSED.0.to_owned(), Some(REFUSED.1.to_owned())));
         }
         let topics = vec![(id, ConfigChange::Update(updates))];
         self.change(cx, CatalogCommand::AlterConfigs { topics, validate_only: false });
@@ -145,8 +174,15 @@ impl Admin {
         match (asked, reply) {
             (Asked::Catalog(command), Reply::Catalog(results)) => {
                 for result in results {
-                    if let Err(refused) = result {
-                        return Err(format!("{command:?} is refused: {}", refused.message));
+                    match result {
+                        Ok(_) if is_wrong(&command) => {
+                            return Err(format!("{command:?} is not refused"));
+                        }
+                        Err(refused) if !is_wrong(&command) && !is_there(cx, &command) => {
+                            return Err(format!("{command:?} is refused: {}", refused.message));
+                        }
+                        Err(_) => return Ok(()),
+                        Ok(_) => {}
                     }
                 }
                 self.deleting = None;
@@ -205,6 +241,23 @@ impl Admin {
     }
 }
 
+/// Whether a change asks for something that is not honoured.
+fn is_wrong(command: &CatalogCommand) -> bool {
+    let CatalogCommand::AlterConfigs { topics, .. } = command else { return false };
+    let is_wrong = |change: &ConfigChange| match change {
+        ConfigChange::Update(updates) => updates.iter().any(|(key, _)| key == REFUSED.0),
+        ConfigChange::Replace(values) => values.iter().any(|(key, _)| key == REFUSED.0),
+    };
+    topics.iter().any(|(_, change)| is_wrong(change))
+}
+
+/// Whether a topic to be made is there already, of a life before.
+fn is_there(cx: &Context<'_>, command: &CatalogCommand) -> bool {
+    let CatalogCommand::CreateTopics { topics, .. } = command else { return false };
+    let Some(picture) = cx.model.picture() else { return false };
+    topics.iter().all(|topic| picture.topics.contains_key(topic.name.as_str()))
+}
+
 /// What was acknowledged is in the catalog that everybody has.
 fn check_change(cx: &mut Context<'_>, command: &CatalogCommand) -> Check {
     let picture = cx.model.picture().ok_or("a change without a catalog")?;
@@ -252,16 +305,20 @@ fn check_answer(
         (OffsetAt::Earliest, OffsetAnswer::Offset(start)) => {
             cx.model.on_bounds(partition, known, (start, known.end().max(start)))
         }
-        (OffsetAt::Latest, OffsetAnswer::Offset(end)) => {
-            cx.model.on_bounds(partition, known, (known.start(), end))
-        }
+        (OffsetAt::Latest, OffsetAnswer::Offset(end)) => cx.model.on_end(partition, known, end),
         (_, OffsetAnswer::InBatch(batch)) => {
+            if let OffsetAt::Time(time_ms) = at {
+                cx.model.check_time(partition, known, time_ms, Some(batch.base_offset()))?;
+            }
             if let OffsetAt::Time(time_ms) = at
                 && batch.max_timestamp_ms() < time_ms
             {
                 return Err(format!("{partition:?}: a batch from before {time_ms}"));
             }
             cx.model.on_found(partition, &batch)
+        }
+        (OffsetAt::Time(time_ms), OffsetAnswer::None) => {
+            cx.model.check_time(partition, known, time_ms, None)
         }
         (OffsetAt::Time(_) | OffsetAt::MaxTimestamp, _) => Ok(()),
         (at, answer) => Err(format!("{partition:?} {at:?}: {answer:?}")),

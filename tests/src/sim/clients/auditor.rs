@@ -4,11 +4,10 @@
 use std::collections::BTreeMap;
 
 use tidemill::command::{
-    Command, Fetch, FetchPartition, GroupCommand, Refusal, Reply, group_shard,
+    Command, Fetch, FetchPartition, GroupCommand, GroupReply, Refusal, Reply, group_shard,
 };
 use tidemill_wal::format::{PartitionId, ShardId};
 
-use super::committer::on_committed;
 use super::{Asked, Context, unexpected};
 use crate::sim::model::Check;
 
@@ -18,11 +17,22 @@ const EMPTY_MAX: u32 = 50;
 /// Reads and compares.
 #[derive(Debug, Default)]
 pub struct Auditor {
-    /// To be read: where to go on, and fetches in a row that brought nothing.
-    left: BTreeMap<PartitionId, (ShardId, u64, u32)>,
+    left: BTreeMap<PartitionId, Left>,
     groups: Vec<(String, Vec<PartitionId>)>,
     is_waiting: bool,
     is_begun: bool,
+}
+
+/// What is still to be read of a partition.
+#[derive(Debug)]
+struct Left {
+    shard: ShardId,
+    /// Where to go on.
+    offset: u64,
+    /// Where to end: what came later is not from before the start of the node.
+    end: Option<u64>,
+    /// Fetches in a row that brought nothing.
+    empty_count: u32,
 }
 
 impl Auditor {
@@ -30,8 +40,8 @@ impl Auditor {
     pub fn begin(&mut self, cx: &Context<'_>) {
         self.left.clear();
         for (partition, shard) in cx.model.existing() {
-            let start = cx.model.known(partition).start();
-            self.left.insert(partition, (shard, start, 0));
+            let offset = cx.model.known(partition).start();
+            self.left.insert(partition, Left { shard, offset, end: None, empty_count: 0 });
         }
         self.groups = cx.model.groups().into_iter().collect();
         self.is_waiting = false;
@@ -45,16 +55,22 @@ impl Auditor {
         }
         if let Some((group, partitions)) = self.groups.pop() {
             let shard = group_shard(&group, cx.shard_count);
-            let asked = Asked::Committed(group.clone());
-            let command = GroupCommand::OffsetFetch { group, partitions: Some(partitions) };
+            let is_all = cx.random.one_in(2);
+            let asked = Asked::Committed {
+                group: group.clone(),
+                is_all,
+                gone_count: cx.model.gone_count(),
+            };
+            let partitions = (!is_all).then_some(partitions);
+            let command = GroupCommand::OffsetFetch { group, partitions };
             cx.asked.push((shard, Command::Group(command), asked));
             self.is_waiting = true;
             return PAUSE_US;
         }
         self.left.retain(|partition, _| cx.model.is_alive(*partition));
-        let ready = self.left.iter().find(|(_, (shard, _, _))| cx.model.is_current(*shard));
-        if let Some((partition, (shard, offset, _))) = ready {
-            let (partition, offset, shard) = (*partition, *offset, *shard);
+        let ready = self.left.iter().find(|(_, left)| cx.model.is_current(left.shard));
+        if let Some((partition, left)) = ready {
+            let (partition, offset, shard) = (*partition, left.offset, left.shard);
             let bytes_max = cx.random.skewed(1 << 10, 1 << 20) as u32;
             let partitions = vec![FetchPartition { partition, offset, bytes_max }];
             let fetch = Fetch { partitions, bytes_min: 1, bytes_max, wait_ms: 0 };
@@ -70,19 +86,19 @@ impl Auditor {
     pub(super) fn on_reply(&mut self, cx: &mut Context<'_>, asked: Asked, reply: Reply) -> Check {
         self.is_waiting = false;
         match (asked, reply) {
-            (asked @ Asked::Committed(_), reply) => on_committed(cx, asked, reply),
+            (Asked::Committed { .. }, Reply::Group(GroupReply::OffsetFetch(Ok(_)))) => Ok(()),
             (Asked::Fetch(asked), Reply::Fetch(fetched)) => {
                 let ((id, offset, known), fetched) =
                     asked.into_iter().zip(&fetched).next().ok_or("an empty reply")?;
                 let next = cx.model.on_fetched(id, offset, known, fetched)?;
-                let Some((_, position, empty)) = self.left.get_mut(&id) else { return Ok(()) };
-                *empty = if next == offset { *empty + 1 } else { 0 };
-                *position = next;
-                if matches!(fetched.records, Err(Refusal::UnknownPartition))
-                    || next >= fetched.durable_end
-                {
+                let Some(left) = self.left.get_mut(&id) else { return Ok(()) };
+                left.empty_count = if next == offset { left.empty_count + 1 } else { 0 };
+                left.offset = next;
+                let end = *left.end.get_or_insert(fetched.durable_end);
+                let is_gone = matches!(fetched.records, Err(Refusal::UnknownPartition));
+                if is_gone || next >= end {
                     self.left.remove(&id);
-                } else if *empty > EMPTY_MAX {
+                } else if left.empty_count > EMPTY_MAX {
                     return Err(format!("{id:?}: nothing at offset {next}, before the end"));
                 }
                 Ok(())

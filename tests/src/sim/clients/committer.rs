@@ -1,20 +1,22 @@
-//! Commits offsets outside a membership, and reads them back.
+//! Commits offsets outside a membership, reads them back, and removes them.
 
 use tidemill::command::{
-    Command, CommittedOffset, GroupCommand, GroupReply, MemberRef, OffsetCommit, Refusal, Reply,
-    group_shard,
+    Command, CommittedOffset, GroupCommand, GroupReply, MemberRef, OffsetCommit, Reply, group_shard,
 };
+use tidemill_wal::format::{PartitionId, ShardId};
 
 use super::{Asked, Context, unexpected};
-use crate::sim::model::Check;
+use crate::sim::model::{Check, MemberAsked, Model};
 
-/// Open commits at most.
+/// Open requests at most.
 const OPEN_MAX: usize = 3;
 
-/// Stores progress that only grows.
+/// Stores progress that only grows, until it is removed.
 #[derive(Debug)]
 pub struct Committer {
     group: String,
+    /// A group with members, which it tries to remove.
+    other_group: String,
     next: u64,
     open: usize,
     pause_us: u64,
@@ -22,28 +24,68 @@ pub struct Committer {
 
 impl Committer {
     /// A committer for a group of its own.
-    pub fn new(group: String, pause_us: u64) -> Self {
-        Self { group, next: 1, open: 0, pause_us }
+    pub fn new(group: String, other_group: String, pause_us: u64) -> Self {
+        Self { group, other_group, next: 1, open: 0, pause_us }
     }
 
     pub(super) fn act(&mut self, cx: &mut Context<'_>) -> u64 {
         let pause_us = cx.random.between(1, 2 * self.pause_us);
         let alive = cx.model.alive();
+        if self.open > 0 && cx.random.one_in(50) {
+            self.open = 0;
+            cx.is_disconnecting = true;
+        }
         if self.open >= OPEN_MAX || alive.is_empty() || cx.is_draining {
             return pause_us;
         }
         self.open += 1;
-        let shard = group_shard(&self.group, cx.shard_count);
-        if cx.random.one_in(5) {
-            let partitions = cx.random.one_in(2).then(|| vec![cx.random.choose(&alive).0]);
-            let command = GroupCommand::OffsetFetch { group: self.group.clone(), partitions };
-            let asked = Asked::Committed(self.group.clone());
-            cx.asked.push((shard, Command::Group(command), asked));
-            return pause_us;
+        let (partition, _) = cx.random.choose(&alive);
+        match cx.random.below(40) {
+            0..8 => self.read(cx, partition),
+            8..10 => self.remove_offset(cx, partition),
+            10 => self.remove_group(cx),
+            _ => self.commit(cx, &alive),
         }
+        pause_us
+    }
+
+    fn ask(&self, cx: &mut Context<'_>, group: &str, command: GroupCommand, asked: Asked) {
+        cx.asked.push((group_shard(group, cx.shard_count), Command::Group(command), asked));
+    }
+
+    fn read(&mut self, cx: &mut Context<'_>, partition: PartitionId) {
+        let partitions = cx.random.one_in(2).then(|| vec![partition]);
+        let group = self.group.clone();
+        let asked = Asked::Committed {
+            group: group.clone(),
+            is_all: partitions.is_none(),
+            gone_count: cx.model.gone_count(),
+        };
+        self.ask(cx, &self.group, GroupCommand::OffsetFetch { group, partitions }, asked);
+    }
+
+    fn remove_offset(&mut self, cx: &mut Context<'_>, partition: PartitionId) {
+        let offsets = vec![(partition, None)];
+        cx.model.on_commit_asked(&self.group, &offsets);
+        let name = cx.model.topic(partition.topic).map(|topic| topic.name.to_string());
+        let command = GroupCommand::OffsetDelete {
+            group: self.group.clone(),
+            partitions: vec![partition],
+            topics: name.into_iter().collect(),
+        };
+        self.ask(cx, &self.group, command, Asked::Commit(self.group.clone(), offsets, None));
+    }
+
+    fn remove_group(&mut self, cx: &mut Context<'_>) {
+        let group = cx.random.choose(&[&self.group, &self.other_group]);
+        cx.model.on_removal_asked(group);
+        self.ask(cx, group, GroupCommand::Delete(group.clone()), Asked::RemoveGroup(group.clone()));
+    }
+
+    fn commit(&mut self, cx: &mut Context<'_>, alive: &[(PartitionId, ShardId)]) {
         let mut offsets = Vec::new();
         for _ in 0..cx.random.between(1, 3) {
-            let (partition, _) = cx.random.choose(&alive);
+            let (partition, _) = cx.random.choose(alive);
             if offsets.iter().all(|(known, _)| *known != partition) {
                 offsets.push((partition, self.next));
                 self.next += 1;
@@ -55,13 +97,18 @@ impl Committer {
             member_id: String::new(),
             instance_id: None,
         };
-        cx.asked.push(commit(cx.shard_count, member, &offsets, cx.model));
-        pause_us
+        cx.asked.push(commit(cx.shard_count, member, None, &offsets, cx.model));
     }
 
-    pub(super) fn on_reply(&mut self, cx: &mut Context<'_>, asked: Asked, reply: Reply) -> Check {
+    pub(super) fn on_reply(&mut self, _: &mut Context<'_>, asked: Asked, reply: Reply) -> Check {
         self.open -= 1;
-        on_committed(cx, asked, reply)
+        match (&asked, &reply) {
+            (_, Reply::Refused(_))
+            | (Asked::Commit(..), Reply::Group(_))
+            | (Asked::Committed { .. }, Reply::Group(GroupReply::OffsetFetch(Ok(_))))
+            | (Asked::RemoveGroup(_), Reply::Group(GroupReply::Delete(_))) => Ok(()),
+            _ => unexpected(&asked, &reply),
+        }
     }
 
     pub(super) fn on_restart(&mut self) {
@@ -72,47 +119,20 @@ impl Committer {
 /// A commit, with the model told.
 pub(super) fn commit(
     shard_count: u16,
-    member: MemberRef,
-    offsets: &[(tidemill_wal::format::PartitionId, u64)],
-    model: &mut crate::sim::model::Model,
-) -> (tidemill_wal::format::ShardId, Command, Asked) {
-    let group = member.group.clone();
-    for (partition, offset) in offsets {
-        model.on_commit_asked(&group, *partition, *offset);
-    }
+    who: MemberRef,
+    member: Option<MemberAsked>,
+    offsets: &[(PartitionId, u64)],
+    model: &mut Model,
+) -> (ShardId, Command, Asked) {
+    let group = who.group.clone();
+    let asked: Vec<(PartitionId, Option<u64>)> =
+        offsets.iter().map(|(partition, offset)| (*partition, Some(*offset))).collect();
+    model.on_commit_asked(&group, &asked);
     let stored = |offset| CommittedOffset { offset, leader_epoch: -1, metadata: String::new() };
     let command = GroupCommand::OffsetCommit(OffsetCommit {
-        member,
+        member: who,
         offsets: offsets.iter().map(|(partition, offset)| (*partition, stored(*offset))).collect(),
     });
     let shard = group_shard(&group, shard_count);
-    (shard, Command::Group(command), Asked::Commit(group, offsets.to_vec()))
-}
-
-/// Checks the answer to a commit or a read of offsets.
-pub(super) fn on_committed(cx: &mut Context<'_>, asked: Asked, reply: Reply) -> Check {
-    match (asked, reply) {
-        (Asked::Commit(group, offsets), Reply::Group(GroupReply::OffsetCommit(results))) => {
-            for ((partition, offset), result) in offsets.into_iter().zip(results) {
-                cx.model.on_commit(&group, partition, offset, result.is_ok());
-            }
-        }
-        (Asked::Commit(group, offsets), Reply::Refused(refusal)) => {
-            if !matches!(refusal, Refusal::Busy | Refusal::DiskFull | Refusal::Stopping) {
-                return Err(format!("a commit of {group} is refused: {refusal:?}"));
-            }
-            for (partition, offset) in offsets {
-                cx.model.on_commit(&group, partition, offset, false);
-            }
-        }
-        (Asked::Committed(group), Reply::Group(GroupReply::OffsetFetch(Ok(shown)))) => {
-            for (partition, committed) in shown {
-                let offset = committed.map(|committed| committed.offset);
-                cx.model.on_committed_shown(&group, partition, offset)?;
-            }
-        }
-        (Asked::Committed(_), Reply::Refused(_)) => {}
-        (asked, reply) => return unexpected(&asked, &reply),
-    }
-    Ok(())
+    (shard, Command::Group(command), Asked::Commit(group, asked, member))
 }

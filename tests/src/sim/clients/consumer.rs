@@ -28,6 +28,10 @@ impl Consumer {
     pub(super) fn act(&mut self, cx: &mut Context<'_>) -> u64 {
         let pause_us = cx.random.between(1, 2 * self.pause_us);
         let alive = cx.model.alive();
+        if self.is_waiting && cx.random.one_in(50) {
+            self.is_waiting = false;
+            cx.is_disconnecting = true;
+        }
         if self.is_waiting || alive.is_empty() || cx.is_draining {
             return pause_us;
         }

@@ -1,12 +1,14 @@
-//! A member of a consumer group: joins, takes its assignment, beats, commits, leaves, comes again.
+//! A member of a consumer group: joins, takes its assignment, beats, commits, leaves, dies, comes
+//! again. What it was before goes on asking now and then, as a process does that was only slow.
 
 use bytes::Bytes;
 use tidemill::command::{
-    Command, GroupCommand, GroupReply, Join, LeavingMember, MemberRef, Refusal, Reply, Sync,
-    group_shard,
+    Command, GroupCommand, GroupReply, Join, Joined, LeavingMember, MemberRef, Refusal, Reply,
+    Sync, group_shard,
 };
+use tidemill_wal::format::PartitionId;
 
-use super::committer::{commit, on_committed};
+use super::committer::commit;
 use super::{Asked, Context, unexpected};
 use crate::sim::model::Check;
 
@@ -17,7 +19,10 @@ pub struct Member {
     instance_id: Option<String>,
     member_id: String,
     generation: i32,
+    protocol: String,
     stage: Stage,
+    /// Who it was before, if anybody.
+    ghost: Option<MemberRef>,
     /// Its own numbers, so that no two members commit the same offset.
     next: u64,
     is_waiting: bool,
@@ -27,7 +32,10 @@ pub struct Member {
 #[derive(Debug, Clone)]
 enum Stage {
     Outside,
-    Joined { everybody: Vec<String> },
+    /// The leader knows everybody: member id, and the name to assign to.
+    Joined {
+        everybody: Vec<(String, String)>,
+    },
     Stable,
     Leaving,
 }
@@ -40,7 +48,9 @@ impl Member {
             instance_id: is_static.then(|| format!("instance-{number}")),
             member_id: String::new(),
             generation: -1,
+            protocol: String::new(),
             stage: Stage::Outside,
+            ghost: None,
             next: number << 32 | 1,
             is_waiting: false,
             pause_us,
@@ -58,32 +68,70 @@ impl Member {
 
     pub(super) fn act(&mut self, cx: &mut Context<'_>) -> u64 {
         let pause_us = cx.random.between(1, 2 * self.pause_us);
-        if self.is_waiting || cx.is_draining {
+        if cx.is_draining {
             return pause_us;
         }
+        if self.ghost.is_some() && cx.random.one_in(20) {
+            self.haunt(cx);
+        }
+        if cx.random.one_in(200) {
+            cx.is_disconnecting = true;
+            self.is_waiting = false;
+            self.stage = Stage::Outside;
+            if cx.random.one_in(2) {
+                self.die();
+            }
+        }
+        if !self.is_waiting {
+            self.ask(cx);
+        }
+        pause_us
+    }
+
+    /// Its process ends without a word; the next one knows nothing but its name.
+    fn die(&mut self) {
+        if self.generation >= 0 {
+            self.ghost = Some(self.reference());
+        }
+        self.stage = Stage::Outside;
+        self.member_id = String::new();
+        self.generation = -1;
+    }
+
+    /// Who it was before does not know that it is dead.
+    fn haunt(&mut self, cx: &mut Context<'_>) {
+        let Some(who) = self.ghost.clone() else { return };
+        let asked = cx.model.on_member_asked(who.clone());
+        if cx.random.one_in(3) {
+            let shard = group_shard(&self.group, cx.shard_count);
+            let command = Command::Group(GroupCommand::Heartbeat(who));
+            return cx.unheard.push((shard, command, Asked::Member(asked)));
+        }
+        if let Some(offsets) = self.progress(cx) {
+            let ask = commit(cx.shard_count, who, Some(asked), &offsets, cx.model);
+            cx.unheard.push(ask);
+        }
+    }
+
+    fn progress(&mut self, cx: &mut Context<'_>) -> Option<[(PartitionId, u64); 1]> {
+        let alive = cx.model.alive();
+        let (partition, _) = (!alive.is_empty()).then(|| cx.random.choose(&alive))?;
+        self.next += 1;
+        Some([(partition, self.next)])
+    }
+
+    fn ask(&mut self, cx: &mut Context<'_>) {
         let command = match &self.stage {
-            Stage::Outside => GroupCommand::Join(Join {
-                group: self.group.clone(),
-                member_id: self.member_id.clone(),
-                instance_id: self.instance_id.clone(),
-                client_id: "sim".to_owned(),
-                client_host: "/127.0.0.1".to_owned(),
-                session_timeout_ms: 200,
-                rebalance_timeout_ms: 100,
-                protocol_type: "consumer".to_owned(),
-                protocols: vec![("range".to_owned(), Bytes::from_static(b"topics"))],
-                member_id_required: cx.random.one_in(2),
-                can_skip_assignment: true,
-            }),
+            Stage::Outside => GroupCommand::Join(self.join(cx)),
             Stage::Joined { everybody } => GroupCommand::Sync(Sync {
                 member: self.reference(),
                 protocol_type: Some("consumer".to_owned()),
-                protocol: Some("range".to_owned()),
+                protocol: Some(self.protocol.clone()),
                 assignments: (everybody.iter())
-                    .map(|member| (member.clone(), Bytes::from(member.clone())))
+                    .map(|(id, name)| (id.clone(), assignment(self.generation, name)))
                     .collect(),
             }),
-            Stage::Stable if cx.random.one_in(30) => {
+            Stage::Stable if cx.random.one_in(50) => {
                 self.stage = Stage::Leaving;
                 let leaving = LeavingMember {
                     member_id: self.member_id.clone(),
@@ -92,66 +140,70 @@ impl Member {
                 GroupCommand::Leave { group: self.group.clone(), members: vec![leaving] }
             }
             Stage::Stable if cx.random.one_in(2) => {
-                let alive = cx.model.alive();
-                if alive.is_empty() {
-                    return pause_us;
-                }
+                let Some(offsets) = self.progress(cx) else { return };
                 self.is_waiting = true;
-                let offsets = [(cx.random.choose(&alive).0, self.next)];
-                self.next += 1;
-                cx.asked.push(commit(cx.shard_count, self.reference(), &offsets, cx.model));
-                return pause_us;
+                let who = self.reference();
+                let asked = cx.model.on_member_asked(who.clone());
+                return cx.asked.push(commit(cx.shard_count, who, Some(asked), &offsets, cx.model));
             }
             Stage::Stable => GroupCommand::Heartbeat(self.reference()),
-            Stage::Leaving => return pause_us,
+            Stage::Leaving => return,
         };
         self.is_waiting = true;
         let shard = group_shard(&self.group, cx.shard_count);
-        cx.asked.push((shard, Command::Group(command), Asked::Member));
-        pause_us
+        let asked = cx.model.on_member_asked(self.reference());
+        cx.asked.push((shard, Command::Group(command), Asked::Member(asked)));
     }
 
-    pub(super) fn on_reply(&mut self, cx: &mut Context<'_>, asked: Asked, reply: Reply) -> Check {
+    fn join(&self, cx: &mut Context<'_>) -> Join {
+        let subscription = Bytes::from_static(b"topics");
+        let mut protocols = vec![("range".to_owned(), subscription.clone())];
+        if cx.random.one_in(4) {
+            protocols.push(("sticky".to_owned(), subscription));
+        }
+        Join {
+            group: self.group.clone(),
+            member_id: self.member_id.clone(),
+            instance_id: self.instance_id.clone(),
+            client_id: "sim".to_owned(),
+            client_host: "/127.0.0.1".to_owned(),
+            session_timeout_ms: cx.random.choose(&[30, 30, 200]),
+            rebalance_timeout_ms: 100,
+            protocol_type: "consumer".to_owned(),
+            protocols,
+            member_id_required: cx.random.one_in(2),
+            can_skip_assignment: cx.random.one_in(2),
+        }
+    }
+
+    pub(super) fn on_reply(&mut self, _: &mut Context<'_>, asked: Asked, reply: Reply) -> Check {
         self.is_waiting = false;
         match (asked, reply) {
-            (asked @ Asked::Commit(..), reply) => {
-                if let Reply::Group(GroupReply::OffsetCommit(results)) = &reply {
-                    results.iter().for_each(|result| self.on_result(result));
-                }
-                return on_committed(cx, asked, reply);
+            (Asked::Commit(..), Reply::Group(GroupReply::OffsetCommit(results))) => {
+                results.iter().for_each(|result| self.on_result(result));
             }
-            (Asked::Member, Reply::Group(reply)) => match reply {
-                GroupReply::Join(Ok(joined)) => {
-                    self.member_id = joined.member_id;
-                    self.generation = joined.generation;
-                    let everybody = match joined.skip_assignment {
-                        true => Vec::new(),
-                        false => joined.members.into_iter().map(|m| m.member_id).collect(),
-                    };
-                    self.stage = Stage::Joined { everybody };
-                }
+            (Asked::Commit(..), Reply::Refused(_)) => {}
+            (Asked::Member(_), Reply::Group(reply)) => match reply {
+                GroupReply::Join(Ok(joined)) => self.on_joined(joined),
                 GroupReply::Join(Err(refused)) => match refused.refusal {
                     Refusal::MemberIdRequired => self.member_id = refused.member_id,
                     refusal => self.on_result(&Err(refusal)),
                 },
                 GroupReply::Sync(Ok(synced)) => {
-                    let own = synced.assignment.is_empty()
-                        || synced.assignment == self.member_id.as_bytes()
-                        || self.instance_id.is_some();
-                    if !own {
-                        return Err(format!("{} got another's assignment", self.member_id));
+                    let name = self.instance_id.as_ref().unwrap_or(&self.member_id);
+                    let due = assignment(self.generation, name);
+                    if synced.assignment != due {
+                        let got = synced.assignment;
+                        return Err(format!("{name} got the assignment {got:?}, not {due:?}"));
                     }
                     self.stage = Stage::Stable;
                 }
                 GroupReply::Sync(Err(refusal)) => self.on_result(&Err(refusal)),
                 GroupReply::Heartbeat(result) => self.on_result(&result),
-                GroupReply::Leave(_) => {
-                    self.stage = Stage::Outside;
-                    self.member_id = String::new();
-                }
+                GroupReply::Leave(_) => self.die(),
                 reply => return Err(format!("a member is answered {reply:?}")),
             },
-            (Asked::Member, Reply::Refused(_)) => {
+            (Asked::Member(_), Reply::Refused(_)) => {
                 if matches!(self.stage, Stage::Leaving) {
                     self.stage = Stage::Stable;
                 }
@@ -161,16 +213,28 @@ impl Member {
         Ok(())
     }
 
+    fn on_joined(&mut self, joined: Joined) {
+        self.member_id = joined.member_id;
+        self.generation = joined.generation;
+        self.protocol = joined.protocol;
+        let everybody = match joined.skip_assignment {
+            true => Vec::new(),
+            false => (joined.members.into_iter())
+                .map(|member| {
+                    let name = member.instance_id.unwrap_or_else(|| member.member_id.clone());
+                    (member.member_id, name)
+                })
+                .collect(),
+        };
+        self.stage = Stage::Joined { everybody };
+    }
+
     fn on_result(&mut self, result: &Result<(), Refusal>) {
         match result {
             Ok(()) => {}
             Err(Refusal::RebalanceInProgress) => self.stage = Stage::Outside,
             Err(Refusal::Busy | Refusal::DiskFull | Refusal::Stopping) => {}
-            Err(_) => {
-                self.stage = Stage::Outside;
-                self.member_id = String::new();
-                self.generation = -1;
-            }
+            Err(_) => self.die(),
         }
     }
 
@@ -180,4 +244,9 @@ impl Member {
             self.stage = Stage::Outside;
         }
     }
+}
+
+/// What a leader assigns: whoever gets it can tell whether it is its own, and new.
+fn assignment(generation: i32, name: &str) -> Bytes {
+    Bytes::from(format!("{generation} {name}"))
 }

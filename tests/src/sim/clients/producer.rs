@@ -1,13 +1,13 @@
-//! A producer, plain or idempotent. The idempotent one sends again, in order, whatever had no
-//! answer; the plain one never does.
+//! A producer, plain or idempotent. The idempotent one sends again, in order, whatever had no good
+//! answer; the plain one never does. Now and then an old batch arrives once more.
 
 use std::collections::{BTreeMap, VecDeque};
 
-use tidemill::command::{Appended, Command, Produce, Refusal, Reply};
+use tidemill::command::{Command, Produce, Refusal, Reply};
 use tidemill_wal::format::{PartitionId, ShardId};
 
 use super::{Asked, Context, unexpected};
-use crate::sim::model::Check;
+use crate::sim::model::{Author, Check, Try};
 
 /// Open batches of one partition at most, as many as are remembered of a producer.
 const OPEN_MAX: usize = 5;
@@ -15,8 +15,12 @@ const OPEN_MAX: usize = 5;
 /// Appends to random partitions.
 #[derive(Debug)]
 pub struct Producer {
+    number: u64,
+    /// Connections so far: batches of different ones may pass each other.
+    connection_count: u64,
     is_idempotent: bool,
     producer_id: Option<i64>,
+    epoch: i16,
     is_id_asked: bool,
     lanes: BTreeMap<PartitionId, Lane>,
     batch_size_max: u64,
@@ -37,11 +41,14 @@ struct Open {
 }
 
 impl Producer {
-    /// A producer that pauses about so long between requests.
-    pub fn new(is_idempotent: bool, batch_size_max: u64, pause_us: u64) -> Self {
+    /// Producer number `number`, which pauses about so long between requests.
+    pub fn new(number: u64, is_idempotent: bool, batch_size_max: u64, pause_us: u64) -> Self {
         Self {
+            number,
+            connection_count: 0,
             is_idempotent,
             producer_id: None,
+            epoch: 0,
             is_id_asked: false,
             lanes: BTreeMap::new(),
             batch_size_max,
@@ -51,6 +58,10 @@ impl Producer {
 
     pub(super) fn act(&mut self, cx: &mut Context<'_>) -> u64 {
         let pause_us = cx.random.between(1, 2 * self.pause_us);
+        self.lanes.retain(|partition, _| cx.model.topic(partition.topic).is_some());
+        if !cx.is_draining {
+            self.have_bad_luck(cx);
+        }
         if self.is_idempotent && self.producer_id.is_none() {
             if !self.is_id_asked {
                 self.is_id_asked = true;
@@ -58,52 +69,79 @@ impl Producer {
             }
             return pause_us;
         }
-        self.lanes.retain(|partition, _| cx.model.topic(partition.topic).is_some());
-        let alive = cx.model.alive();
-        let wanted = cx.random.between(1, 3);
-        let mut requests: BTreeMap<ShardId, Vec<(PartitionId, usize)>> = BTreeMap::new();
-        for _ in 0..wanted {
-            if alive.is_empty() {
-                break;
-            }
-            let (partition, shard) = cx.random.choose(&alive);
+        // Not every shard has heard of every partition.
+        let targets = match cx.random.one_in(3) {
+            true => cx.model.existing(),
+            false => cx.model.alive(),
+        };
+        let mut wanted = Vec::new();
+        if !targets.is_empty() {
+            wanted.extend((0..cx.random.between(1, 3)).map(|_| cx.random.choose(&targets)));
+        }
+        if cx.is_draining {
+            wanted.extend(targets);
+        }
+        let mut requests: BTreeMap<ShardId, Vec<(PartitionId, Try)>> = BTreeMap::new();
+        for (partition, shard) in wanted {
             let request = requests.entry(shard).or_default();
             if !request.iter().any(|(known, _)| *known == partition)
                 && let Some(number) = self.next_batch(cx, partition)
             {
-                request.push((partition, number));
+                request.push((partition, cx.model.on_tried(number, shard)));
             }
         }
-        if cx.is_draining {
-            for (partition, shard) in alive {
-                let request = requests.entry(shard).or_default();
-                if !request.iter().any(|(known, _)| *known == partition)
-                    && let Some(number) = self.next_batch(cx, partition)
-                {
-                    request.push((partition, number));
-                }
+        for (shard, tries) in requests {
+            if !tries.is_empty() {
+                let ask = ask(cx, shard, tries.into_iter().map(|(_, of)| of).collect());
+                cx.asked.push(ask);
             }
-        }
-        for (shard, batches) in requests {
-            if batches.is_empty() {
-                continue;
-            }
-            let numbers = batches.iter().map(|(_, number)| *number).collect();
-            let batches = (batches.into_iter())
-                .map(|(partition, number)| (partition, cx.model.sent[number].batch.clone()))
-                .collect();
-            let command = Command::Produce(Produce { batches });
-            cx.asked.push((shard, command, Asked::Produce(numbers)));
         }
         pause_us
     }
 
-    /// What to send next to a partition: the oldest that has to go again, alone, or a new one.
+    /// Its connection breaks, its process starts anew, or the network delivers something late.
+    fn have_bad_luck(&mut self, cx: &mut Context<'_>) {
+        if cx.random.one_in(80) {
+            cx.is_disconnecting = true;
+            self.on_restart();
+        }
+        if self.is_idempotent && cx.random.one_in(200) {
+            self.begin_epoch();
+        }
+        if self.is_idempotent && cx.random.one_in(300) {
+            self.become_new();
+        }
+        if cx.random.one_in(15)
+            && let Some(number) = cx.model.old_batch(cx.random)
+        {
+            let partition = cx.model.sent[number].partition;
+            let place =
+                cx.model.topic(partition.topic).map(|topic| topic.shard_of(partition.index));
+            if let Some(shard) = place {
+                let of = cx.model.on_tried(number, shard);
+                let ask = ask(cx, shard, vec![of]);
+                cx.unheard.push(ask);
+            }
+        }
+    }
+
+    /// It gives up what is open and goes on with a new epoch, as Kafka's client does (KIP-360).
+    fn begin_epoch(&mut self) {
+        self.epoch += 1;
+        self.lanes.clear();
+    }
+
+    /// It gives up what is open and comes back as another producer.
+    fn become_new(&mut self) {
+        self.producer_id = None;
+        self.epoch = 0;
+        self.lanes.clear();
+    }
+
+    /// What to send next to a partition: the oldest that has to go again, or a new one.
     fn next_batch(&mut self, cx: &mut Context<'_>, partition: PartitionId) -> Option<usize> {
         let lane = self.lanes.entry(partition).or_default();
-        if lane.open.iter().any(|open| !open.is_in_flight) {
-            let is_quiet = lane.open.iter().all(|open| !open.is_in_flight);
-            let oldest = lane.open.front_mut().filter(|_| is_quiet)?;
+        if let Some(oldest) = lane.open.iter_mut().find(|open| !open.is_in_flight) {
             oldest.is_in_flight = true;
             return Some(oldest.number);
         }
@@ -112,9 +150,12 @@ impl Producer {
         }
         let count = cx.random.skewed(1, 20);
         let size = (cx.random.skewed(64, self.batch_size_max) / count).max(8);
-        let producer = self.producer_id.map(|id| (id, lane.next_sequence));
+        let author = match self.producer_id {
+            Some(id) => Author::Idempotent { id, epoch: self.epoch, sequence: lane.next_sequence },
+            None => Author::Plain(self.connection_count << 16 | self.number),
+        };
         let shape = (count, size);
-        let number = cx.model.make_batch(cx.random, partition, producer, shape, cx.wall_ms);
+        let number = cx.model.make_batch(cx.random, partition, author, shape, cx.wall_ms);
         lane.next_sequence += count as i32;
         lane.open.push_back(Open { number, is_in_flight: true });
         Some(number)
@@ -123,24 +164,20 @@ impl Producer {
     pub(super) fn on_reply(&mut self, cx: &mut Context<'_>, asked: Asked, reply: Reply) -> Check {
         match (asked, reply) {
             (Asked::ProducerId, Reply::InitProducerId(Ok(id))) => {
-                cx.model.on_producer_id(id)?;
                 self.producer_id = Some(id);
                 self.is_id_asked = false;
             }
             (Asked::ProducerId, Reply::InitProducerId(Err(_)) | Reply::Refused(_)) => {
                 self.is_id_asked = false;
             }
-            (Asked::Produce(numbers), Reply::Produce(results)) => {
-                if numbers.len() != results.len() {
-                    return Err("another number of results than of batches".to_owned());
-                }
-                for (number, result) in numbers.into_iter().zip(results) {
-                    self.on_result(cx, number, result)?;
+            (Asked::Produce(tries), Reply::Produce(results)) => {
+                for (of, result) in tries.into_iter().zip(results) {
+                    self.on_result(cx, of, result.err());
                 }
             }
-            (Asked::Produce(numbers), Reply::Refused(refusal)) => {
-                for number in numbers {
-                    self.on_result(cx, number, Err(refusal))?;
+            (Asked::Produce(tries), Reply::Refused(refusal)) => {
+                for of in tries {
+                    self.on_result(cx, of, Some(refusal));
                 }
             }
             (asked, reply) => return unexpected(&asked, &reply),
@@ -148,43 +185,29 @@ impl Producer {
         Ok(())
     }
 
-    fn on_result(
-        &mut self,
-        cx: &mut Context<'_>,
-        number: usize,
-        result: Result<Appended, Refusal>,
-    ) -> Check {
-        let partition = cx.model.sent[number].partition;
-        let lane = self.lanes.entry(partition).or_default();
-        let index = lane.open.iter().position(|open| open.number == number);
-        let refusal = match result {
-            Ok(appended) => {
-                cx.model.on_acknowledged(number, appended.base_offset)?;
-                index.map(|index| lane.open.remove(index));
-                return Ok(());
-            }
-            Err(refusal) => refusal,
+    fn on_result(&mut self, cx: &mut Context<'_>, of: Try, refusal: Option<Refusal>) {
+        let partition = cx.model.sent[of.number].partition;
+        let Some(lane) = self.lanes.get_mut(&partition) else { return };
+        let Some(index) = lane.open.iter().position(|open| open.number == of.number) else {
+            return;
         };
         match refusal {
-            Refusal::Busy | Refusal::DiskFull | Refusal::Stopping => {}
-            Refusal::UnknownPartition if cx.model.is_deleting(partition.topic) => {}
-            // One before it was refused; all go again. Unless the topic went meanwhile, and with
-            // it what is known of its batches.
-            Refusal::OutOfOrderSequence if index.is_none_or(|index| index > 0) => {}
-            refusal => {
-                return Err(format!("batch {number} for {partition:?} is refused: {refusal:?}"));
+            // A producer that was forgotten meanwhile is out of step.
+            Some(Refusal::OutOfOrderSequence) if index == 0 => self.begin_epoch(),
+            Some(Refusal::InvalidProducerEpoch) => self.become_new(),
+            Some(Refusal::BatchTooLarge) if self.is_idempotent => self.begin_epoch(),
+            Some(Refusal::DuplicateSequence) | None => {
+                lane.open.remove(index);
+            }
+            Some(_) if self.is_idempotent => lane.open[index].is_in_flight = false,
+            Some(_) => {
+                lane.open.remove(index);
             }
         }
-        if !self.is_idempotent {
-            cx.model.on_refused(number)?;
-            index.map(|index| lane.open.remove(index));
-        } else if let Some(index) = index {
-            lane.open[index].is_in_flight = false;
-        }
-        Ok(())
     }
 
     pub(super) fn on_restart(&mut self) {
+        self.connection_count += 1;
         self.is_id_asked = false;
         for lane in self.lanes.values_mut() {
             match self.is_idempotent {
@@ -197,4 +220,14 @@ impl Producer {
     pub(super) fn is_done(&self) -> bool {
         self.lanes.values().all(|lane| lane.open.is_empty())
     }
+}
+
+fn ask(cx: &Context<'_>, shard: ShardId, tries: Vec<Try>) -> (ShardId, Command, Asked) {
+    let batches = (tries.iter())
+        .map(|of| {
+            let sent = &cx.model.sent[of.number];
+            (sent.partition, sent.batch.clone())
+        })
+        .collect();
+    (shard, Command::Produce(Produce { batches }), Asked::Produce(tries))
 }

@@ -1,0 +1,209 @@
+//! Looks at what a recovery left: by recovering the shards in this process, which takes
+//! milliseconds, or by asking the real daemon.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tidemill::batch::batches;
+use tidemill::catalog::{Catalog, CatalogLimits};
+use tidemill::effect::{Change, Now};
+use tidemill::group::GroupLimits;
+use tidemill::kafka::error_code::ErrorCode;
+use tidemill::kafka::messages::{OffsetFetchGroup, OffsetFetchRequest};
+use tidemill::runtime::identity::{Identity, shard_directory};
+use tidemill::shard::{Shard, ShardOptions};
+use tidemill::state::{Kind, State};
+use tidemill_wal::disk::{Directory, DirectoryOptions, ExtentMap};
+use tidemill_wal::extent::ExtentView;
+use tidemill_wal::format::{Entry, PartitionId, ShardId};
+use tidemill_wal::recovery::{self, ScanStart};
+use tidemill_wal::store::Store;
+
+use super::history::{Found, History, Partition};
+use super::workload::SEGMENT_SIZE;
+use crate::peer::Peer;
+
+/// No shard has more; matters only to what recovery prepares.
+const SEGMENT_COUNT_MAX: usize = 3;
+/// More than any batch of the workload.
+const BATCH_SIZE_MAX: usize = 64 << 20;
+
+/// Recovers every shard of a data directory as the daemon does, and reads all that is there.
+pub fn recover(directory: &Path) -> Result<Found, String> {
+    let Some(identity) = Identity::load(directory).map_err(|error| error.to_string())? else {
+        return Ok(Found::default());
+    };
+    let mut found = Found::default();
+    let mut catalog = Catalog::new(identity.shards, limits());
+    let mut records = BTreeMap::new();
+    let mut committed = Vec::new();
+    for shard in 0..identity.shards {
+        let place = shard_directory(directory, shard);
+        let say = |why: String| format!("shard {shard}: {why}");
+        let opened = open(&place, shard, &identity).map_err(say)?;
+        committed
+            .extend(opened.committed().map(|(group, _, offset)| (group.to_owned(), offset as i64)));
+        drop(opened);
+        let state = read(&place, shard, &mut records).map_err(say)?;
+        if shard == 0 {
+            for (key, value) in state.range(&[Kind::Topic as u8]) {
+                catalog.apply(&Change { key: key.to_vec(), value: Some(value.to_vec()) })?;
+            }
+        }
+    }
+    found.committed = committed.into_iter().collect();
+    found.topics = catalog.routes().topics.keys().map(ToString::to_string).collect();
+    for (id, values) in records {
+        // Whatever has no name belongs to a topic that was deleted.
+        if let Some(topic) = catalog.topic(id.topic) {
+            found.records.insert((topic.name.to_string(), id.index as i32), values);
+        }
+    }
+    Ok(found)
+}
+
+/// The recovery of the daemon itself.
+fn open(place: &Path, shard: u16, identity: &Identity) -> Result<Shard, String> {
+    let wait = Duration::from_secs(5);
+    let options = DirectoryOptions { wal: place.into(), data: place.into(), lock_wait: wait };
+    let mut storage = Directory::open(&options).map_err(|error| error.to_string())?;
+    let options = ShardOptions {
+        id: ShardId(shard),
+        shard_count: identity.shards,
+        node: identity.node_bytes().expect("checked when it was loaded"),
+        seed: [1, 2],
+        segment_size: SEGMENT_SIZE,
+        segment_count_max: SEGMENT_COUNT_MAX,
+        catalog: limits(),
+        group: GroupLimits::default(),
+        idle_frame_ms: 20,
+        producer_expiry_ms: 86_400_000,
+        retention_check_ms: 30_000,
+        delta_size_max: 1 << 20,
+        disk_reserve_size: 1 << 20,
+        disk_full_retry_ms: 1000,
+        scrub_rate: 0,
+        settle_sync_size: 1 << 20,
+        readers_max: 100,
+    };
+    let now = Now { monotonic_ms: 1, wall_ms: 1 };
+    let opened = Shard::open(&mut storage, options, now, &mut |_| {});
+    Ok(opened.map_err(|error| error.to_string())?.shard)
+}
+
+fn limits() -> CatalogLimits {
+    CatalogLimits {
+        partition_count_default: 2,
+        partition_count_max: 20_000,
+        topic_count_max: 5000,
+        retention_ms: None,
+        retention_bytes: None,
+        batch_size_max: 1 << 20,
+        batch_size_limit: 15 << 20,
+    }
+}
+
+type Records = BTreeMap<PartitionId, BTreeMap<i64, Bytes>>;
+
+/// Reads all records and the state of a shard that was recovered, without changing anything.
+fn read(place: &Path, shard: u16, records: &mut Records) -> Result<State, String> {
+    let directory = Directory::open_read_only(place.into(), place.into());
+    let loaded = Store::load(&directory, ShardId(shard)).map_err(|error| error.to_string())?;
+    let store = loaded.ok_or("no manifest after a recovery")?.store;
+    let mut state = State::default();
+    store
+        .visit_state(&directory, &mut |key, value| {
+            state.load(Change { key: key.to_vec(), value: value.map(<[u8]>::to_vec) });
+        })
+        .map_err(|error| error.to_string())?;
+    for extent in &store.manifest().extents {
+        let map = ExtentMap::open(&directory.path(&extent.file))
+            .map_err(|error| format!("{}: {error}", extent.file.0))?;
+        let populate = |range| map.populate(range);
+        let view = ExtentView::open_with(map.bytes(), &populate)
+            .map_err(|damage| format!("{}: {damage:?}", extent.file.0))?;
+        for run in &extent.runs {
+            for batch in view.batches(run) {
+                let (range, _) =
+                    batch.map_err(|damage| format!("{}: {damage:?}", extent.file.0))?;
+                take(records, run.partition, Bytes::copy_from_slice(&map.bytes()[range]))?;
+            }
+        }
+    }
+    let manifest = store.manifest();
+    let start = ScanStart {
+        shard: manifest.shard,
+        first_segment: manifest.first_segment,
+        replay_from: manifest.replay_from,
+        known_durable: manifest.durable,
+        epoch_min: manifest.epoch,
+        segment_size: SEGMENT_SIZE,
+        segment_count_max: SEGMENT_COUNT_MAX,
+    };
+    recovery::scan(&directory, &start, &mut |frame| {
+        for item in frame.entries() {
+            let (payload, entry) = item.map_err(|fault| fault.to_string())?;
+            match entry {
+                Entry::Batch(entry, _) => {
+                    take(records, entry.partition, frame.bytes.slice(payload))?;
+                }
+                Entry::Put { key, value } => {
+                    state.load(Change { key: key.to_vec(), value: Some(value.to_vec()) });
+                }
+                Entry::Delete { key } => state.load(Change { key: key.to_vec(), value: None }),
+            }
+        }
+        Ok(())
+    })
+    .map_err(|error| error.to_string())?;
+    Ok(state)
+}
+
+/// Takes the records of stored batches, each of which must be whole and at an offset of its own.
+fn take(records: &mut Records, partition: PartitionId, bytes: Bytes) -> Result<(), String> {
+    let values = records.entry(partition).or_default();
+    for batch in batches(bytes) {
+        let batch = batch.map_err(|fault| fault.to_string())?;
+        for record in batch.records(BATCH_SIZE_MAX).map_err(|fault| fault.to_string())? {
+            let record = record.map_err(|fault| fault.to_string())?;
+            let offset = record.offset as i64;
+            if values.insert(offset, record.value.unwrap_or_default()).is_some() {
+                return Err(format!("{partition:?}: offset {offset} is there twice"));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Asks a daemon for everything that it owes at a moment.
+pub fn ask(peer: &mut Peer, history: &History, moment: usize) -> Found {
+    let mut found = Found { topics: peer.topic_names(), ..Found::default() };
+    for (topic, index) in history.partitions_at(moment) {
+        if !found.topics.contains(topic) {
+            continue;
+        }
+        let partition: Partition = (topic.clone(), *index);
+        let (error, start) = peer.list_offset(topic, *index, -2);
+        assert_eq!(error, ErrorCode::None, "{topic}/{index}");
+        let values = peer.values(topic, *index, start);
+        found.records.insert(partition.clone(), (start..).zip(values).collect());
+        found.starts.insert(partition, start);
+    }
+    let group = |name: &String| OffsetFetchGroup {
+        group_id: name.as_str().into(),
+        topics: None,
+        ..Default::default()
+    };
+    let groups: Vec<OffsetFetchGroup> = history.groups().map(group).collect();
+    let request = OffsetFetchRequest { groups, ..Default::default() };
+    for group in peer.ask(8, &request).groups {
+        assert_eq!(group.error_code, ErrorCode::None);
+        let offsets = group.topics.iter().flat_map(|topic| &topic.partitions);
+        if let Some(newest) = offsets.map(|partition| partition.committed_offset).max() {
+            found.committed.insert(group.group_id.to_string(), newest);
+        }
+    }
+    found
+}

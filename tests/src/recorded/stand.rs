@@ -1,0 +1,122 @@
+//! A test stand: a drive of ours below a real file system of the kernel.
+//!
+//! The calling thread, and whatever it starts, gets a mount namespace of its own; the drive's file
+//! is served there, and ext4 is mounted from a loop device on it. Dropping the stand takes all of
+//! that down; so does the end of the process, for then the namespace goes, and the loop device with
+//! its last mount.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+
+use super::drive::{Image, SharedDrive};
+use super::server::Server;
+use crate::volume::own_mounts;
+
+/// Longest wait for the kernel to let go of files of a process that was killed.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A drive with ext4 on it.
+#[derive(Debug)]
+pub struct Stand {
+    /// The drive below.
+    pub drive: SharedDrive,
+    is_mounted: bool,
+    // Ends before its directories go.
+    server: Server,
+    place: PathBuf,
+    _directory: TempDir,
+}
+
+impl Stand {
+    /// Why there can be no stand on this machine.
+    pub fn missing() -> Option<String> {
+        for device in ["/dev/fuse", "/dev/loop-control"] {
+            if let Err(error) = fs::File::options().read(true).write(true).open(device) {
+                return Some(format!("{device}: {error}"));
+            }
+        }
+        if run_command("mkfs.ext4", &["-V".as_ref()]).is_err() {
+            return Some("mkfs.ext4 is not installed".into());
+        }
+        own_mounts().err()
+    }
+
+    /// A freshly made ext4 on a drive of this size. It is not mounted yet.
+    pub fn new(size: u64) -> Stand {
+        own_mounts().expect("the stand's needs were looked at before");
+        let directory = tempfile::tempdir().expect("a directory for the mounts");
+        let (below, place) = (directory.path().join("below"), directory.path().join("disk"));
+        for path in [&below, &place] {
+            fs::create_dir(path).expect("a new directory");
+        }
+        let drive = SharedDrive::new(size);
+        let server = Server::start(drive.clone(), &below).expect("FUSE works here");
+        // All at once, so that nothing is initialised lazily in the middle of a recording.
+        let options = "lazy_itable_init=0,lazy_journal_init=0,nodiscard";
+        let arguments = ["-q", "-F", "-J", "size=4", "-m", "0", "-E", options].map(OsStr::new);
+        run_command("mkfs.ext4", &[&arguments[..], &[server.file().as_os_str()]].concat())
+            .expect("ext4 can be made");
+        Stand { drive, is_mounted: false, server, place, _directory: directory }
+    }
+
+    /// Where the file system is, when it is mounted.
+    pub fn place(&self) -> &Path {
+        &self.place
+    }
+
+    /// Mounts the file system; ext4 replays its journal.
+    pub fn mount(&mut self) -> Result<(), String> {
+        assert!(!self.is_mounted);
+        let (file, place) = (self.server.file(), self.place.clone());
+        let options = ["-t", "ext4", "-o", "loop,errors=remount-ro"].map(OsStr::new);
+        run_command("mount", &[&options[..], &[file.as_os_str(), place.as_os_str()]].concat())?;
+        self.is_mounted = true;
+        Ok(())
+    }
+
+    /// Takes the file system down. Its last writes go to the drive.
+    pub fn unmount(&mut self) {
+        let deadline = Instant::now() + PATIENCE;
+        // Files of a process that was killed are closed when the last of its I/O has ended.
+        while let Err(why) = run_command("umount", &[self.place.as_os_str()]) {
+            assert!(Instant::now() < deadline, "{why}");
+        }
+        self.is_mounted = false;
+    }
+
+    /// Exchanges what is on the drive, below a file system that is not mounted.
+    pub fn insert(&mut self, image: Image) {
+        assert!(!self.is_mounted);
+        *self.drive.lock() = super::drive::Drive::new(image);
+    }
+}
+
+impl Drop for Stand {
+    fn drop(&mut self) {
+        self.drive.lock().set_trouble(super::drive::Trouble::default());
+        if self.is_mounted {
+            // Lazily, for a test that failed may still have files open.
+            if let Err(why) = run_command("umount", &["-l".as_ref(), self.place.as_os_str()]) {
+                eprintln!("{} stays mounted until the process ends: {why}", self.place.display());
+            }
+        }
+    }
+}
+
+/// Runs a command of the system; its complaint is the error.
+pub(super) fn run_command(name: &str, arguments: &[&OsStr]) -> Result<(), String> {
+    let output = Command::new(name)
+        .args(arguments)
+        .stdin(Stdio::null())
+        .output()
+        .map_err(|error| format!("{name}: {error}"))?;
+    match output.status.success() {
+        true => Ok(()),
+        false => Err(format!("{name}: {}", String::from_utf8_lossy(&output.stderr).trim())),
+    }
+}
