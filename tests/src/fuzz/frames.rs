@@ -7,11 +7,12 @@ use tidemill_wal::format::{
     ShardEpoch, ShardId,
 };
 use tidemill_wal::limits::BLOCK_SIZE;
-use tidemill_wal::recovery::{self, ReplayFrame, ScanEnd, ScanError, ScanStart, WalkItem};
+use tidemill_wal::recovery::{self, ReplayFrame, ScanEnd, ScanStart, WalkItem};
 use tidemill_wal::segment;
 
 use super::allocation::bounded;
 use super::{take, take_byte};
+use crate::tail::judge::scan;
 
 const SHARD: ShardId = ShardId(3);
 
@@ -100,18 +101,6 @@ pub fn log(data: &[u8]) {
         frame.entries().for_each(drop);
     }
     check_sealed(script.storage, &start, &frames, &end);
-}
-
-fn scan(
-    storage: &MemoryStorage,
-    start: &ScanStart,
-) -> Result<(Vec<ReplayFrame>, ScanEnd), ScanError> {
-    let mut frames = Vec::new();
-    let end = recovery::scan(storage, start, &mut |frame| {
-        frames.push(frame);
-        Ok(())
-    })?;
-    Ok((frames, end))
 }
 
 fn check_sealed(

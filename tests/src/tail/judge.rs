@@ -108,7 +108,8 @@ pub fn scan_start(storage: &dyn Storage, options: LogOptions) -> Result<ScanStar
     })
 }
 
-fn scan(
+/// Reads the whole log: its frames, and how it ends.
+pub fn scan(
     storage: &MemoryStorage,
     start: &ScanStart,
 ) -> Result<(Vec<ReplayFrame>, ScanEnd), ScanError> {
