@@ -375,31 +375,49 @@ fn a_missing_segment_is_corruption_and_not_a_shorter_log() {
     assert_eq!(Peer::connect(daemon.kafka()).values("filled", 0, 0).len(), 3);
 }
 
-#[test]
-fn a_user_without_privileges_and_with_little_lockable_memory_gets_a_working_daemon() {
-    const LIMIT: &str = "--memlock=65536:65536";
-    // Both are where another user can reach them.
-    let place = tempfile::Builder::new().prefix("tidemill-").tempdir_in("/var/tmp").expect("disk");
-    let program = place.path().join("tidemill");
-    fs::copy(binary(), &program).expect("room for a copy");
-    let scratch = place.path().join("scratch");
-    fs::create_dir(&scratch).expect("writable");
-    let open = fs::Permissions::from_mode(0o755);
-    fs::set_permissions(place.path(), open.clone()).expect("ours");
-    let user: &[&str] = if is_root() {
-        fs::set_permissions(&scratch, open).expect("ours");
-        &["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
-    } else {
-        &[]
-    };
-    let mut command: Vec<String> =
-        ["prlimit", LIMIT].iter().chain(user).map(|s| (*s).into()).collect();
-    command.push(program.display().to_string());
-    let mut daemon =
-        Daemon::prepare(Options { shards: 2, command, scratch: Some(scratch), ..options(&[]) });
-    if is_root() {
-        std::os::unix::fs::chown(daemon.data_dir(), Some(65534), Some(65534)).expect("root may");
+/// A copy of the program that a user without privileges runs, who may lock so much memory, and a
+/// directory that such a user can use.
+struct Unprivileged {
+    command: Vec<String>,
+    scratch: PathBuf,
+    _place: TempDir,
+}
+
+impl Unprivileged {
+    fn new(lockable_size: u64) -> Self {
+        // Both are where another user can reach them.
+        let mut place = tempfile::Builder::new();
+        let place = place.prefix("tidemill-").tempdir_in("/var/tmp").expect("disk");
+        let program = place.path().join("tidemill");
+        fs::copy(binary(), &program).expect("room for a copy");
+        let scratch = place.path().join("scratch");
+        fs::create_dir(&scratch).expect("writable");
+        let open = fs::Permissions::from_mode(0o755);
+        fs::set_permissions(place.path(), open.clone()).expect("ours");
+        let limit = format!("--memlock={lockable_size}:{lockable_size}");
+        let mut command = vec!["prlimit".to_owned(), limit];
+        if is_root() {
+            fs::set_permissions(&scratch, open).expect("ours");
+            let user = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"];
+            command.extend(user.map(String::from));
+        }
+        command.push(program.display().to_string());
+        Self { command, scratch, _place: place }
     }
+
+    fn give(&self, directory: &Path) {
+        if is_root() {
+            std::os::unix::fs::chown(directory, Some(65534), Some(65534)).expect("root may");
+        }
+    }
+}
+
+#[test]
+fn a_user_without_privileges_and_8_mib_of_lockable_memory_gets_a_working_daemon() {
+    let user = Unprivileged::new(8 << 20);
+    let (command, scratch) = (user.command.clone(), Some(user.scratch.clone()));
+    let mut daemon = Daemon::prepare(Options { shards: 2, command, scratch, ..options(&[]) });
+    user.give(daemon.data_dir());
     for round in 0..2 {
         daemon.restart();
         let status = fs::read_to_string(format!("/proc/{}/status", daemon.pid())).expect("it runs");
@@ -407,7 +425,7 @@ fn a_user_without_privileges_and_with_little_lockable_memory_gets_a_working_daem
         assert!(!is_root() || user.contains("65534"), "{user}");
         let limits = fs::read_to_string(format!("/proc/{}/limits", daemon.pid())).expect("it runs");
         let locked = limits.lines().find(|line| line.contains("locked memory")).expect("a limit");
-        assert!(locked.contains(" 65536 "), "{locked}");
+        assert!(locked.contains(" 8388608 "), "{locked}");
         let mut peer = Peer::connect(daemon.kafka());
         if round == 0 {
             peer.make_topic("mine", 2);
@@ -420,6 +438,18 @@ fn a_user_without_privileges_and_with_little_lockable_memory_gets_a_working_daem
         }
         daemon.kill();
     }
+}
+
+#[test]
+fn less_lockable_memory_than_io_uring_needs_is_said() {
+    let user = Unprivileged::new(64 << 10);
+    user.give(&user.scratch);
+    let (program, arguments) = user.command.split_first().expect("a command");
+    let mut command = Command::new(program);
+    command.args(arguments).current_dir(&user.scratch).args(["--admin-listen", "off"]);
+    command.args(["--kafka-listen", &free_address().to_string()]);
+    let ended = run(command);
+    assert_ended(&ended, ExitCode::Other, &["lock 65536 bytes", "ulimit -l", "LimitMEMLOCK"]);
 }
 
 #[test]

@@ -77,7 +77,17 @@ pub enum ServeError {
         /// The system's reason.
         source: io::Error,
     },
-    /// Threads, executors, signals.
+    /// Lockable memory.
+    #[error(
+        "this user may lock {limit} bytes of memory, and io_uring needs more (about 100 KiB a \
+         shard); raise the limit: `ulimit -l`, LimitMEMLOCK= in the unit, --ulimit memlock= of the \
+         container"
+    )]
+    LockedMemory {
+        /// The limit.
+        limit: u64,
+    },
+    /// Threads, rings, signals.
     #[error("{what}: {source}")]
     System {
         /// What was tried.
@@ -118,7 +128,7 @@ impl ServeError {
                 ExitCode::PortInUse
             }
             Self::Listen { .. } => ExitCode::Configuration,
-            Self::System { .. } => ExitCode::Other,
+            Self::LockedMemory { .. } | Self::System { .. } => ExitCode::Other,
         }
     }
 }
@@ -148,6 +158,7 @@ fn open_exit_code(error: &OpenError) -> ExitCode {
 enum Event {
     Ready { shard: u16, took: Duration, frames: u64, bytes: u64 },
     Failed { shard: u16, error: Box<OpenError> },
+    NoRing(io::Error),
     FailedToStart { what: &'static str, source: io::Error },
 }
 
@@ -275,9 +286,15 @@ impl Node<'_> {
         let run = move || {
             pin(core);
             let events = start.events.clone();
-            if let Err((what, source)) = start.run() {
-                let _ = events.send(Event::FailedToStart { what, source });
-            }
+            // It belongs to the thread that makes it.
+            let event = match Uring::new() {
+                Ok(uring) => match start.run(uring) {
+                    Ok(()) => return,
+                    Err((what, source)) => Event::FailedToStart { what, source },
+                },
+                Err(error) => Event::NoRing(error),
+            };
+            let _ = events.send(event);
         };
         thread::Builder::new()
             .name(format!("shard-{shard}"))
@@ -453,10 +470,8 @@ struct ShardStart {
 
 impl ShardStart {
     /// Recovers and serves. An error is one of the system, before anything is served.
-    fn run(self) -> Result<(), (&'static str, io::Error)> {
+    fn run(self, uring: Uring) -> Result<(), (&'static str, io::Error)> {
         let shard = self.options.id.0;
-        // It belongs to the thread that makes it.
-        let uring = Uring::new().map_err(|source| ("setting up io_uring", source))?;
         let awakener = EventFd::new().map_err(|source| ("making an eventfd", source))?;
         let started = Instant::now();
         let telemetry = self.telemetry.clone();
@@ -549,6 +564,12 @@ fn wait_until_ready(
                 replayed = (replayed.0 + frames, replayed.1 + bytes);
             }
             Ok(Event::Failed { shard, error }) => return Err(open_error(shard, *error)),
+            Ok(Event::NoRing(source)) if source.raw_os_error() == Some(libc::ENOMEM) => {
+                return Err(ServeError::LockedMemory { limit: raise_locked_memory() });
+            }
+            Ok(Event::NoRing(source)) => {
+                return Err(ServeError::System { what: "setting up io_uring", source });
+            }
             Ok(Event::FailedToStart { what, source }) => {
                 return Err(ServeError::System { what, source });
             }
@@ -573,18 +594,19 @@ fn open_error(shard: u16, error: OpenError) -> ServeError {
     }
 }
 
-/// Raises the limit on locked memory as far as this user may: kernels before 5.12 count the rings
-/// against it.
-fn raise_locked_memory() {
+/// Raises the limit on locked memory as far as this user may, for the kernel counts the rings
+/// against it; the limit then.
+fn raise_locked_memory() -> u64 {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-    // SAFETY: the kernel fills the struct in, and reads it; a refusal leaves the limit as it was,
-    // and then a ring that does not fit says so.
+    // SAFETY: the kernel fills the struct in, and reads it; a refusal leaves the limit as it was.
     unsafe {
         if libc::getrlimit(libc::RLIMIT_MEMLOCK, &mut limit) == 0 {
             limit.rlim_cur = limit.rlim_max;
             libc::setrlimit(libc::RLIMIT_MEMLOCK, &limit);
+            libc::getrlimit(libc::RLIMIT_MEMLOCK, &mut limit);
         }
     }
+    limit.rlim_cur
 }
 
 /// Keeps the calling thread on one core. Where that is refused the scheduler keeps it near.

@@ -18,11 +18,12 @@ use std::time::Duration;
 use io_uring::types::{Fd, FsyncFlags, SubmitArgs, Timespec};
 use io_uring::{IoUring, opcode, squeue};
 
-/// Operations that one wait can submit.
-const SUBMISSIONS: u32 = 1024;
+/// Operations that one wait can submit. The kernel counts both queues against the memory that a
+/// user may lock: about 100 KiB.
+const SUBMISSIONS: u32 = 256;
 
 /// Completions that the kernel keeps without memory of its own.
-const COMPLETIONS: u32 = 8192;
+const COMPLETIONS: u32 = 4096;
 
 /// Low bits of a token that tell what it is for.
 const KIND_BITS: u32 = 3;
