@@ -9,8 +9,8 @@ use bytes::Bytes;
 use tidemill::kafka::error_code::ErrorCode;
 use tidemill::kafka::frame::{decode_response, encode_request, frame_size};
 use tidemill::kafka::messages::{
-    CreateTopic, CreateTopicConfig, CreateTopicsRequest, MetadataRequest, MetadataRequestTopic,
-    Request,
+    CreateTopic, CreateTopicConfig, CreateTopicsRequest, ListOffsetsPartition, ListOffsetsRequest,
+    ListOffsetsTopic, MetadataRequest, MetadataRequestTopic, Request,
 };
 
 /// What we call ourselves.
@@ -24,6 +24,10 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 const CREATE_VERSION: i16 = 7;
 const METADATA_VERSION: i16 = 9;
+const LIST_VERSION: i16 = 5;
+
+/// Stands for the end of a partition.
+const LATEST: i64 = -1;
 
 /// Times that metadata are asked for before a topic without leaders is an error.
 const METADATA_TRIES: u32 = 1000;
@@ -140,5 +144,25 @@ impl Client {
             }
         }
         Err(format!("the topic {topic} has partitions without a leader"))
+    }
+
+    /// The end of each partition of a topic.
+    pub fn ends(&mut self, topic: &str, partitions: u32) -> Result<Vec<u64>, String> {
+        let wanted = |index: u32| ListOffsetsPartition {
+            partition_index: index as i32,
+            timestamp: LATEST,
+            ..ListOffsetsPartition::default()
+        };
+        let partitions = (0..partitions).map(wanted).collect();
+        let topic = ListOffsetsTopic { name: topic.into(), partitions };
+        let request = ListOffsetsRequest { topics: vec![topic], ..ListOffsetsRequest::default() };
+        let answer = self.ask(LIST_VERSION, &request)?;
+        let found = answer.topics.iter().flat_map(|topic| &topic.partitions);
+        found
+            .map(|found| match u64::try_from(found.offset) {
+                Ok(offset) if found.error_code.is_none() => Ok(offset),
+                _ => Err(format!("no end: {:?}", found.error_code)),
+            })
+            .collect()
     }
 }

@@ -71,11 +71,24 @@ pub fn run(options: &Options) -> Result<(), String> {
     Ok(())
 }
 
+/// Fills a topic of a node that runs, which is made for it.
+pub fn into_topic(
+    address: SocketAddr,
+    topic: &str,
+    partitions: u32,
+    size: u64,
+    record_size: usize,
+) -> Result<Filled, String> {
+    client::into_topic(address, (topic, Some(partitions)), size, &Template::new(record_size))
+}
+
 /// What was written.
 #[derive(Debug, Default)]
-struct Filled {
-    records: u64,
-    size: u64,
+pub struct Filled {
+    /// Records.
+    pub records: u64,
+    /// Bytes of their batches.
+    pub size: u64,
 }
 
 /// A batch that is written again and again with other offsets.

@@ -2,10 +2,14 @@
 
 mod fill;
 mod latency;
+mod recovery;
+mod soak;
+mod throughput;
 
 mod measure;
 mod options;
 mod sweep;
+mod tell;
 
 mod client;
 mod limit;
@@ -35,12 +39,21 @@ enum Subcommands {
     Fill(fill::Options),
     /// How long a record waits for its durable acknowledgement, beside the limit.
     Latency(latency::Options),
+    /// Records a second in batches, at a rate or as many as fit in flight.
+    Throughput(throughput::Options),
+    /// From `kill -9` with much unsettled to ready again.
+    Recovery(recovery::Options),
+    /// Hours at a steady rate: nothing may grow, nothing may drift.
+    Soak(soak::Options),
 }
 
 fn main() -> ExitCode {
     let result = match Arguments::parse().subcommand {
         Subcommands::Fill(options) => fill::run(&options),
         Subcommands::Latency(options) => latency::run(&options),
+        Subcommands::Throughput(options) => throughput::run(&options),
+        Subcommands::Recovery(options) => recovery::run(&options),
+        Subcommands::Soak(options) => soak::run(&options),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -20,11 +20,21 @@ pub(super) fn fill(
     options: &Options,
     template: &Template,
 ) -> Result<Filled, String> {
+    into_topic(address, (&options.topic, options.partitions), options.size, template)
+}
+
+/// Makes the topic and fills it with `size` bytes of batches.
+pub(super) fn into_topic(
+    address: SocketAddr,
+    (topic, partitions): (&str, Option<u32>),
+    size: u64,
+    template: &Template,
+) -> Result<Filled, String> {
     let says = |error: &dyn std::fmt::Display| format!("{address}: {error}");
     let mut connection = Client::open(address).map_err(|error| says(&error))?;
-    let partitions = connection.create_topic(&options.topic, options.partitions, &[]);
+    let partitions = connection.create_topic(topic, partitions, &[]);
     let partitions = partitions.map_err(|error| says(&error))?;
-    let batches = options.size.div_ceil(template.size());
+    let batches = size.div_ceil(template.size());
     let mut next = 0;
     let mut refused: VecDeque<i32> = VecDeque::new();
     let mut in_flight: VecDeque<i32> = VecDeque::new();
@@ -39,7 +49,7 @@ pub(super) fn fill(
                 }
                 None => break,
             };
-            let request = produce(&options.topic, partition, template);
+            let request = produce(topic, partition, template);
             connection.send(PRODUCE_VERSION, &request).map_err(|error| says(&error))?;
             in_flight.push_back(partition);
         }

@@ -47,11 +47,6 @@ impl Recorder {
         self.piece_end_ns += self.piece_ns;
     }
 
-    /// How many pieces are whole.
-    pub fn piece_count(&self) -> usize {
-        self.pieces.len()
-    }
-
     /// The piece of this index.
     pub fn point(&self, index: usize) -> Option<Point> {
         let (until_seconds, piece) = self.pieces.get(index)?;
