@@ -12,8 +12,9 @@ mod poll;
 mod recorder;
 
 pub use self::clock::{Arrivals, Clock, Schedule};
+pub use self::connection::Link;
 pub use self::open_loop::{Mark, Outcome, Plan, run};
-pub use self::poll::{Poll, wake_on_time};
+pub use self::poll::{Poll, thread_cpu_seconds, wake_on_time};
 pub use self::recorder::{Recorder, new_histogram, percentiles_us, to_latency};
 
 use std::net::TcpStream;

@@ -1,5 +1,7 @@
 //! Load and data for measurements. One file for each subcommand.
 
+mod agree;
+mod fetch;
 mod fill;
 mod latency;
 mod recovery;
@@ -41,6 +43,10 @@ enum Subcommands {
     Latency(latency::Options),
     /// Records a second in batches, at a rate or as many as fit in flight.
     Throughput(throughput::Options),
+    /// Consumers at the tail, beside a bare `writev` of the same bytes.
+    Fetch(fetch::Options),
+    /// Whether our client and librdkafka see the same latencies.
+    Agree(agree::Options),
     /// From `kill -9` with much unsettled to ready again.
     Recovery(recovery::Options),
     /// Hours at a steady rate: nothing may grow, nothing may drift.
@@ -52,6 +58,8 @@ fn main() -> ExitCode {
         Subcommands::Fill(options) => fill::run(&options),
         Subcommands::Latency(options) => latency::run(&options),
         Subcommands::Throughput(options) => throughput::run(&options),
+        Subcommands::Fetch(options) => fetch::run(&options),
+        Subcommands::Agree(options) => agree::run(&options),
         Subcommands::Recovery(options) => recovery::run(&options),
         Subcommands::Soak(options) => soak::run(&options),
     };

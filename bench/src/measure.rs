@@ -195,6 +195,7 @@ fn to_measured(outcome: Outcome, request: Request, meter: &Meter<'_>) -> Measure
             .map(|device| device.written_bytes as f64 / accepted_bytes as f64),
     };
     Measured {
+        start_ns: outcome.start_ns,
         seconds: outcome.seconds,
         requests: outcome.answered,
         records,
@@ -236,6 +237,7 @@ impl LoadOptions {
             piece: Duration::from_secs(1),
             drain: DRAIN,
             spin: self.spin,
+            clock: None,
         }
     }
 

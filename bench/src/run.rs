@@ -118,6 +118,9 @@ pub struct Load {
 /// What came of it, without the warm-up.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Measured {
+    /// When the first request was due, for whoever has the clock.
+    #[serde(skip)]
+    pub start_ns: u64,
     /// From the first to the last measured due time.
     pub seconds: f64,
     /// Requests that were answered well.

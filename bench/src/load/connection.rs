@@ -1,24 +1,30 @@
-//! One connection that never blocks: what waits to be sent, what was received, what has no answer.
+//! Connections that never block: what waits to be sent, what was received, what has no answer.
 
 use std::collections::VecDeque;
 use std::io::{self, Read, Write};
-use std::net::TcpStream;
+use std::net::{SocketAddr, TcpStream};
 
 use super::Which;
 
 /// Bytes read at once at most.
 const READ_SIZE: usize = 256 << 10;
 
+/// A connection of the loop.
 pub(super) struct Connection {
-    pub stream: TcpStream,
-    pub out: Vec<u8>,
-    sent: usize,
+    pub link: Link,
     pub wants_write: bool,
+    /// Number and due time of each request without an answer, in the order of sending.
+    pub waiting: VecDeque<Waiting>,
+}
+
+/// A socket that never blocks, and what waits on either side of it.
+pub struct Link {
+    pub(super) stream: TcpStream,
+    pub(super) out: Vec<u8>,
+    sent: usize,
     received: Vec<u8>,
     taken: usize,
     filled: usize,
-    /// Number and due time of each request without an answer, in the order of sending.
-    pub waiting: VecDeque<Waiting>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -27,7 +33,8 @@ pub(super) struct Waiting {
     pub due: u64,
 }
 
-impl Connection {
+impl Link {
+    /// Takes a connected stream.
     pub fn new(stream: TcpStream) -> io::Result<Self> {
         stream.set_nodelay(true)?;
         stream.set_read_timeout(None)?;
@@ -36,23 +43,37 @@ impl Connection {
             stream,
             out: Vec::with_capacity(64 << 10),
             sent: 0,
-            wants_write: false,
             received: vec![0; READ_SIZE],
             taken: 0,
             filled: 0,
-            waiting: VecDeque::with_capacity(1024),
         })
     }
 
+    /// Connects.
+    pub fn open(address: SocketAddr) -> Result<Self, String> {
+        let connected = TcpStream::connect(address).and_then(Self::new);
+        connected.map_err(|error| format!("{address}: {error}"))
+    }
+
+    /// To wait for.
+    pub fn stream(&self) -> &TcpStream {
+        &self.stream
+    }
+
+    /// What is to be sent.
+    pub fn out(&mut self) -> &mut Vec<u8> {
+        &mut self.out
+    }
+
     /// Sends what there is room for; says whether something is left.
-    pub fn flush(&mut self) -> io::Result<bool> {
+    pub fn flush(&mut self) -> Result<bool, String> {
         while self.sent < self.out.len() {
             match self.stream.write(&self.out[self.sent..]) {
-                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(0) => return Err("sending: the connection is closed".to_owned()),
                 Ok(size) => self.sent += size,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(true),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
+                Err(error) => return Err(format!("sending: {error}")),
             }
         }
         self.out.clear();
@@ -61,7 +82,7 @@ impl Connection {
     }
 
     /// Reads once. False: there is nothing.
-    pub fn fill(&mut self) -> io::Result<bool> {
+    pub fn fill(&mut self) -> Result<bool, String> {
         if self.taken == self.filled {
             (self.taken, self.filled) = (0, 0);
         } else if self.received.len() - self.filled < READ_SIZE / 2 {
@@ -72,7 +93,7 @@ impl Connection {
             }
         }
         match self.stream.read(&mut self.received[self.filled..]) {
-            Ok(0) => Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(0) => Err("receiving: the server closed the connection".to_owned()),
             Ok(size) => {
                 self.filled += size;
                 Ok(true)
@@ -85,18 +106,31 @@ impl Connection {
             {
                 Ok(false)
             }
-            Err(error) => Err(error),
+            Err(error) => Err(format!("receiving: {error}")),
         }
     }
 
-    /// What was received and not yet taken, and where answers to it go.
-    pub fn received(&mut self) -> (&[u8], &mut Vec<u8>) {
+    /// What was received and not yet taken.
+    pub fn received(&self) -> &[u8] {
+        &self.received[self.taken..self.filled]
+    }
+
+    /// The same, and where answers to it go.
+    pub(super) fn both(&mut self) -> (&[u8], &mut Vec<u8>) {
         (&self.received[self.taken..self.filled], &mut self.out)
     }
 
+    /// Passes over bytes that were taken.
     pub fn pass(&mut self, size: usize) {
         self.taken += size;
         assert!(self.taken <= self.filled, "no more than was received");
+    }
+}
+
+impl Connection {
+    pub fn new(stream: TcpStream) -> io::Result<Self> {
+        let waiting = VecDeque::with_capacity(1024);
+        Ok(Self { link: Link::new(stream)?, wants_write: false, waiting })
     }
 
     /// Takes the requests that an answer is for off those that wait.

@@ -68,6 +68,7 @@ struct Lane {
 
 struct Prepared {
     frame: Bytes,
+    batch_size: usize,
     partition: u32,
 }
 
@@ -94,15 +95,18 @@ impl Produce {
             let address = addresses[connection % addresses.len()];
             let partitions = partitions_of(address);
             let each = PREPARED_SIZE / shape.connections / shape.batch_size_about();
-            let count = each.clamp(partitions.len(), PREPARED_COUNT_MAX * partitions.len());
+            // A whole number of turns through the partitions.
+            let turns = (each / partitions.len()).clamp(1, PREPARED_COUNT_MAX);
+            let count = turns * partitions.len();
             let mut prepared = Vec::with_capacity(count);
             for index in 0..count {
                 // Connections of one leader begin at different partitions.
                 let partition = partitions[(connection + index) % partitions.len()];
                 let batch = shape.batch(keys.get(partition as usize).map(Vec::as_slice))?;
                 accepted_size = batch.len() as u64;
-                prepared
-                    .push(Prepared { frame: request(&shape.topic, partition, batch), partition });
+                let batch_size = batch.len();
+                let frame = request(&shape.topic, partition, batch);
+                prepared.push(Prepared { frame, batch_size, partition });
             }
             lanes.push(Lane { address, prepared, sent: 0, received: 0 });
         }
@@ -118,6 +122,14 @@ impl Produce {
     /// Bytes of one batch.
     pub fn accepted_size(&self) -> u64 {
         self.accepted_size
+    }
+
+    /// The batch of one of the first connection's requests.
+    pub fn batch(&self, index: usize) -> Bytes {
+        let prepared = &self.lanes[0].prepared[index];
+        // Two empty lists of tags, of the topic and of the request, and one of the partition.
+        let end = prepared.frame.len() - 3;
+        prepared.frame.slice(end - prepared.batch_size..end)
     }
 
     /// Bytes of one request as it is sent.
@@ -399,6 +411,13 @@ mod tests {
                 assert_eq!(size(&record.key) + size(&record.value), 100, "{compression:?}");
             }
         }
+    }
+
+    #[test]
+    fn the_batch_of_a_request_is_found_in_it() {
+        let produce = produce(2);
+        let batch = RecordBatch::check(produce.batch(1)).expect("a whole batch");
+        assert_eq!(batch.record_count(), 20);
     }
 
     #[test]

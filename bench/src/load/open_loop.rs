@@ -43,6 +43,8 @@ pub struct Plan {
     pub drain: Duration,
     /// Spin instead of sleeping: takes a core for itself.
     pub spin: bool,
+    /// The clock that others use too; none: one of its own.
+    pub clock: Option<Clock>,
 }
 
 /// What the loop tells while it runs, for figures that are not its own.
@@ -59,6 +61,8 @@ pub enum Mark {
 /// What came of it.
 #[derive(Debug, Clone, Default)]
 pub struct Outcome {
+    /// When the first request was due, by the plan's clock; warm-up included.
+    pub start_ns: u64,
     /// Length of the measured time.
     pub seconds: f64,
     /// Answered well.
@@ -98,6 +102,8 @@ struct Drive<'a> {
     /// Number of the next request.
     next: u64,
     in_flight: u64,
+    /// When the first request is due.
+    start_ns: u64,
     /// The measured time.
     begin_ns: u64,
     end_ns: u64,
@@ -124,10 +130,10 @@ impl<'a> Drive<'a> {
             stream.set_read_timeout(Some(CONNECT_TIMEOUT)).map_err(says)?;
             protocol.open(token, &mut stream)?;
             let connection = Connection::new(stream).map_err(says)?;
-            poll.add(&connection.stream, token).map_err(says)?;
+            poll.add(connection.link.stream(), token).map_err(says)?;
             connections.push(connection);
         }
-        let clock = Clock::start();
+        let clock = plan.clock.unwrap_or_else(Clock::start);
         let start_ns = clock.now() + 1_000_000;
         let begin_ns = start_ns + duration_ns(plan.warm_up);
         let schedule = plan.per_second.map(|rate| Schedule::new(rate, plan.arrivals, start_ns));
@@ -139,6 +145,7 @@ impl<'a> Drive<'a> {
             schedule,
             next: 0,
             in_flight: 0,
+            start_ns,
             begin_ns,
             end_ns: begin_ns + duration_ns(plan.duration),
             recorder: Recorder::new(begin_ns, duration_ns(plan.piece)),
@@ -210,10 +217,10 @@ impl<'a> Drive<'a> {
             }
             let token = (self.next % self.connections.len() as u64) as usize;
             let connection = &mut self.connections[token];
-            if connection.out.is_empty() {
+            if connection.link.out.is_empty() {
                 self.dirty.push(token);
             }
-            protocol.encode(token, self.next, &mut connection.out);
+            protocol.encode(token, self.next, &mut connection.link.out);
             connection.waiting.push_back(Waiting { number: self.next, due });
             self.next += 1;
             self.in_flight += 1;
@@ -226,11 +233,11 @@ impl<'a> Drive<'a> {
 
     fn flush(&mut self, token: usize) -> Result<(), String> {
         let connection = &mut self.connections[token];
-        let is_left = connection.flush().map_err(|error| format!("sending: {error}"))?;
+        let is_left = connection.link.flush()?;
         if is_left != connection.wants_write {
             connection.wants_write = is_left;
             self.poll
-                .want_write(&connection.stream, token, is_left)
+                .want_write(connection.link.stream(), token, is_left)
                 .map_err(|error| error.to_string())?;
         }
         Ok(())
@@ -258,23 +265,23 @@ impl<'a> Drive<'a> {
 
     fn read(&mut self, protocol: &mut impl Protocol, token: usize) -> Result<(), String> {
         let connection = &mut self.connections[token];
-        if !connection.fill().map_err(|error| format!("receiving: {error}"))? {
+        if !connection.link.fill()? {
             return Ok(());
         }
         let now = self.clock.now();
-        let was_idle = connection.out.is_empty();
+        let was_idle = connection.link.out.is_empty();
         loop {
-            let (received, out) = connection.received();
+            let (received, out) = connection.link.both();
             let (size, which, is_good) = match protocol.take(token, received, out)? {
                 Taken::More => break,
                 Taken::Other { size } => {
-                    connection.pass(size);
+                    connection.link.pass(size);
                     continue;
                 }
                 Taken::Answer { size, which } => (size, which, true),
                 Taken::Refused { size, which } => (size, which, false),
             };
-            connection.pass(size);
+            connection.link.pass(size);
             let measured = self.begin_ns..self.end_ns;
             connection.answered(which, |waiting| {
                 self.in_flight -= 1;
@@ -287,7 +294,7 @@ impl<'a> Drive<'a> {
                 }
             })?;
         }
-        if was_idle && !connection.out.is_empty() {
+        if was_idle && !connection.link.out.is_empty() {
             self.flush(token)?;
         }
         Ok(())
@@ -329,6 +336,7 @@ impl<'a> Drive<'a> {
         }
         let (latency, series) = self.recorder.finish();
         Outcome {
+            start_ns: self.start_ns,
             seconds: (self.end_ns - self.begin_ns) as f64 / 1e9,
             answered: self.answered,
             refused: self.refused,

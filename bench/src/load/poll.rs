@@ -49,6 +49,11 @@ impl Poll {
         self.control(libc::EPOLL_CTL_MOD, of.as_raw_fd(), token, wanted)
     }
 
+    /// Takes a descriptor out.
+    pub fn remove(&self, of: &impl AsRawFd) -> io::Result<()> {
+        self.control(libc::EPOLL_CTL_DEL, of.as_raw_fd(), 0, false)
+    }
+
     fn control(&self, what: i32, fd: RawFd, token: usize, is_write: bool) -> io::Result<()> {
         let write = if is_write { libc::EPOLLOUT } else { 0 };
         let events = (libc::EPOLLIN | libc::EPOLLRDHUP | write) as u32;
