@@ -1,0 +1,252 @@
+//! Consumers at the tail, all on one thread: each asks for more as soon as it has an answer.
+
+use std::net::SocketAddr;
+use std::os::unix::net::UnixStream;
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use bytes::{Buf, Bytes};
+use tidemill::batch::{HEADER_SIZE, RecordBatch};
+use tidemill::kafka::frame::{decode_response, encode_request};
+use tidemill::kafka::messages::{FetchPartition, FetchRequest, FetchTopic};
+
+use super::CATCH_UP;
+use crate::client::CLIENT_ID;
+use crate::load::{Clock, Link, Poll, thread_cpu_seconds, wake_on_time};
+
+/// The last version that names topics by name.
+pub(super) const FETCH_VERSION: i16 = 12;
+
+/// Longest that the server lets a fetch wait.
+const WAIT_MS: i32 = 500;
+
+/// Most bytes of an answer.
+const ANSWER_SIZE_MAX: usize = 64 << 20;
+
+/// Most bytes asked for of one partition.
+const PARTITION_BYTES_MAX: i32 = 1 << 20;
+
+const STOP: usize = usize::MAX;
+
+/// A batch that a consumer got.
+#[derive(Debug, Clone, Copy)]
+pub struct Arrival {
+    /// Where it is from.
+    pub partition: u32,
+    /// Its first offset.
+    pub base_offset: u64,
+    /// When it was there.
+    pub at_ns: u64,
+}
+
+/// What all consumers got together.
+#[derive(Debug, Default)]
+pub struct Consumed {
+    /// Each batch, for each consumer.
+    pub arrivals: Vec<Arrival>,
+    /// Records in them.
+    pub records: u64,
+    /// Bytes received.
+    pub bytes: u64,
+    /// Answers.
+    pub responses: u64,
+    /// Processor seconds of the consumers' thread.
+    pub cpu_seconds: f64,
+}
+
+/// The thread.
+pub struct Consumers {
+    stop: UnixStream,
+    thread: JoinHandle<Result<Consumed, String>>,
+}
+
+impl Consumers {
+    /// Connects. With a topic, each asks for it from these offsets on; without,
+    /// it takes what comes.
+    pub fn start(
+        addresses: Vec<SocketAddr>,
+        route: Option<(String, Vec<u64>)>,
+        clock: Clock,
+    ) -> Result<Self, String> {
+        let (stop, stopped) = UnixStream::pair().map_err(|error| error.to_string())?;
+        let mut consuming = Consuming::open(&addresses, route, clock, stopped)?;
+        let thread = thread::spawn(move || consuming.run());
+        Ok(Self { stop, thread })
+    }
+
+    /// Lets them take what is left, and ends them.
+    pub fn finish(self) -> Result<Consumed, String> {
+        drop(self.stop);
+        self.thread.join().map_err(|_| "the consumers panicked".to_owned())?
+    }
+}
+
+struct Consuming {
+    poll: Poll,
+    links: Vec<Consumer>,
+    topic: Option<String>,
+    clock: Clock,
+    stopped: UnixStream,
+    consumed: Consumed,
+}
+
+struct Consumer {
+    link: Link,
+    offsets: Vec<u64>,
+}
+
+impl Consuming {
+    fn open(
+        addresses: &[SocketAddr],
+        route: Option<(String, Vec<u64>)>,
+        clock: Clock,
+        stopped: UnixStream,
+    ) -> Result<Self, String> {
+        let poll = Poll::new().map_err(|error| error.to_string())?;
+        poll.add(&stopped, STOP).map_err(|error| error.to_string())?;
+        let (topic, offsets) = route.unzip();
+        let offsets = offsets.unwrap_or_default();
+        let mut links = Vec::new();
+        for (token, address) in addresses.iter().enumerate() {
+            let link = Link::open(*address)?;
+            poll.add(link.stream(), token).map_err(|error| error.to_string())?;
+            links.push(Consumer { link, offsets: offsets.clone() });
+        }
+        let consumed = Consumed { arrivals: Vec::with_capacity(1 << 16), ..Consumed::default() };
+        Ok(Self { poll, links, topic, clock, stopped, consumed })
+    }
+
+    fn run(&mut self) -> Result<Consumed, String> {
+        wake_on_time();
+        let began = thread_cpu_seconds();
+        for token in 0..self.links.len() {
+            self.ask(token)?;
+        }
+        let mut until = None;
+        let mut ready = Vec::new();
+        loop {
+            let left = until.map(|until: u64| until.saturating_sub(self.clock.now()));
+            if left == Some(0) {
+                break;
+            }
+            ready.clear();
+            let timeout = left.map(Duration::from_nanos);
+            ready.extend(self.poll.wait(timeout).map_err(|error| error.to_string())?);
+            for event in &ready {
+                if event.token == STOP {
+                    self.poll.remove(&self.stopped).map_err(|error| error.to_string())?;
+                    until = Some(self.clock.now() + CATCH_UP.as_nanos() as u64);
+                } else if !self.receive(event.token)? {
+                    // The server has gone, which only one that says nothing may do.
+                    until = Some(0);
+                }
+            }
+        }
+        self.consumed.cpu_seconds = thread_cpu_seconds() - began;
+        Ok(std::mem::take(&mut self.consumed))
+    }
+
+    fn ask(&mut self, token: usize) -> Result<(), String> {
+        let Some(topic) = &self.topic else { return Ok(()) };
+        let consumer = &mut self.links[token];
+        let partition = |(index, offset): (usize, &u64)| FetchPartition {
+            partition: index as i32,
+            fetch_offset: *offset as i64,
+            partition_max_bytes: PARTITION_BYTES_MAX,
+            ..FetchPartition::default()
+        };
+        let topic = FetchTopic {
+            topic: topic.as_str().into(),
+            partitions: consumer.offsets.iter().enumerate().map(partition).collect(),
+            ..FetchTopic::default()
+        };
+        let request = FetchRequest {
+            max_wait_ms: WAIT_MS,
+            min_bytes: 1,
+            max_bytes: ANSWER_SIZE_MAX as i32 / 2,
+            topics: vec![topic],
+            ..FetchRequest::default()
+        };
+        let frame = encode_request(FETCH_VERSION, token as i32, Some(CLIENT_ID), &request);
+        for piece in frame.pieces {
+            consumer.link.out().extend_from_slice(&piece);
+        }
+        if consumer.link.flush()? {
+            return Err("a fetch request does not fit the socket".to_owned());
+        }
+        Ok(())
+    }
+
+    /// Takes what has come; false when the other side has ended.
+    fn receive(&mut self, token: usize) -> Result<bool, String> {
+        let is_asking = self.topic.is_some();
+        match self.links[token].link.fill() {
+            Ok(true) => {}
+            Ok(false) => return Ok(true),
+            Err(why) if is_asking => return Err(why),
+            Err(_) => return Ok(false),
+        }
+        let at_ns = self.clock.now();
+        loop {
+            let received = self.links[token].link.received();
+            let Some(length) = received.first_chunk::<4>() else { break };
+            let size = 4 + u32::from_be_bytes(*length) as usize;
+            if size > ANSWER_SIZE_MAX {
+                return Err(format!("an answer of {size} bytes"));
+            }
+            if received.len() < size {
+                break;
+            }
+            let frame = Bytes::copy_from_slice(&received[4..size]);
+            self.links[token].link.pass(size);
+            self.consumed.bytes += size as u64;
+            self.consumed.responses += 1;
+            self.take(token, frame, at_ns)?;
+            self.ask(token)?;
+        }
+        Ok(true)
+    }
+
+    fn take(&mut self, token: usize, frame: Bytes, at_ns: u64) -> Result<(), String> {
+        let decoded = decode_response::<FetchRequest>(FETCH_VERSION, frame, ANSWER_SIZE_MAX);
+        let (_, response) = decoded.map_err(|error| error.to_string())?;
+        if !response.error_code.is_none() {
+            return Err(format!("fetching failed with {:?}", response.error_code));
+        }
+        let offsets = &mut self.links[token].offsets;
+        for found in response.responses.into_iter().flat_map(|topic| topic.partitions) {
+            if !found.error_code.is_none() {
+                return Err(format!("fetching failed with {:?}", found.error_code));
+            }
+            let partition = found.partition_index as u32;
+            for bytes in found.records.0 {
+                let mut rest = bytes;
+                while let Some(batch) = next_batch(&mut rest)? {
+                    self.consumed.records += u64::from(batch.record_count());
+                    let base_offset = batch.base_offset();
+                    if let Some(offset) = offsets.get_mut(partition as usize) {
+                        if base_offset != *offset {
+                            return Err(format!("offset {base_offset} came, {offset} was due"));
+                        }
+                        *offset = batch.last_offset() + 1;
+                    }
+                    self.consumed.arrivals.push(Arrival { partition, base_offset, at_ns });
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Takes the next whole batch; a part of one at the end is passed over, as consumers do.
+fn next_batch(rest: &mut Bytes) -> Result<Option<RecordBatch>, String> {
+    if rest.len() < HEADER_SIZE {
+        return Ok(None);
+    }
+    let size = 12 + (&rest[8..12]).get_u32() as usize;
+    if rest.len() < size {
+        return Ok(None);
+    }
+    let batch = RecordBatch::stored(rest.split_to(size)).map_err(|error| error.to_string())?;
+    Ok(Some(batch))
+}
