@@ -1,37 +1,26 @@
 //! The real process on a real file system on a drive of ours: its power is cut, it lies, it fails,
 //! it runs full, it has bad sectors.
 //!
-//! `RECORDED_DISK_IMAGES` and `RECORDED_DISK_SEED` look for longer, or at something else:
-//! `RECORDED_DISK_IMAGES=20000 RECORDED_DISK_SEED=7 cargo test --release -p tidemill-tests --test
-//! recorded_disk -- --nocapture power_cut`.
+//! The program `power_cuts` tries more of the power cuts than this does.
 
-use std::collections::BTreeMap;
 use std::ops::Range;
-use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
 use tidemill::exit_code::ExitCode;
 use tidemill::kafka::error_code::ErrorCode;
-use tidemill_tests::daemon::{Daemon, Options, binary};
+use tidemill_tests::daemon::Daemon;
 use tidemill_tests::note;
 use tidemill_tests::peer::{Peer, batch_of};
-use tidemill_tests::recorded::cut::{Cut, Cutter, Survivors, windows};
-use tidemill_tests::recorded::drive::{Event, Image, Recording, Trouble};
-use tidemill_tests::recorded::found;
-use tidemill_tests::recorded::history::{History, Notes};
+use tidemill_tests::recorded::cut::{Cutter, Survivors, windows};
+use tidemill_tests::recorded::drive::{Event, Image, Trouble};
 use tidemill_tests::recorded::stand::Stand;
-use tidemill_tests::recorded::workload::{self, Producer, Workload};
+use tidemill_tests::recorded::trial::{DRIVE_SIZE, Recorded, prepare};
 use tidemill_tests::sim::random::Random;
 
-/// Room for everything that the workload leaves, with some to spare.
-const DRIVE_SIZE: u64 = 384 << 20;
-/// Large batches of each of the two lives that are recorded: each shard fills some segments.
-const BULK_COUNT: u64 = 64;
-/// Power cuts that are looked at unless `RECORDED_DISK_IMAGES` says otherwise.
-const IMAGES: u64 = 120;
-/// One image in so many is also recovered by the whole daemon.
-const DAEMON_EVERY: usize = 16;
+/// Power cuts that are looked at here.
+const LASTS: Duration = Duration::from_secs(20);
 
 /// Loop devices and cores are few: one stand at a time.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
@@ -45,138 +34,14 @@ fn with_stand(size: u64, test: impl FnOnce(Stand)) {
     }
 }
 
-fn number(variable: &str, default: u64) -> u64 {
-    let text = std::env::var(variable).ok();
-    text.map_or(default, |text| text.parse().unwrap_or_else(|_| panic!("{variable}: a number")))
-}
-
-/// A daemon on the stand's file system; not started. It ends with this thread: one that outlived
-/// the test would keep the stand's mounts.
-fn prepare(stand: &Stand, shards: u16) -> Daemon {
-    let with_us = ["setpriv", "--pdeathsig", "KILL", "--"].map(String::from);
-    let binary = binary().display().to_string();
-    Daemon::prepare(Options {
-        command: with_us.into_iter().chain([binary]).collect(),
-        shards,
-        arguments: workload::arguments(),
-        scratch: Some(stand.place().into()),
-        ..Default::default()
-    })
-}
-
-/// A daemon's two lives, recorded from its first start to its clean stop, with a crash between.
-struct Recorded {
-    // Ends before what it stands on.
-    daemon: Daemon,
-    stand: Stand,
-    data: PathBuf,
-    recording: Recording,
-    history: History,
-    producer: Producer,
-}
-
-impl Recorded {
-    fn new(mut stand: Stand, bulk_count: u64) -> Recorded {
-        stand.mount().expect("a new file system");
-        let mut daemon = prepare(&stand, workload::SHARDS);
-        stand.drive.lock().record();
-        daemon.restart();
-        let notes = Notes::new(stand.drive.clone());
-        let mut workload = Workload::new(&notes);
-        workload.make_topics(&mut Peer::connect(daemon.kafka()));
-        workload.run(daemon.kafka(), bulk_count, || daemon.kill());
-        daemon.restart();
-        workload.run(daemon.kafka(), bulk_count, || {});
-        let producer = workload.producer().expect("it had answers").clone();
-        assert!(daemon.terminate().success());
-        stand.unmount();
-        let recording = stand.drive.lock().take_recording();
-        let data = daemon.data_dir().to_path_buf();
-        let history = notes.into_history();
-        Recorded { daemon, stand, data, recording, history, producer }
-    }
-
-    /// Mounts what a power cut left, recovers it, and compares it with the promises.
-    fn check(&mut self, cut: Cut) -> Result<(), String> {
-        self.stand.insert(cut.image);
-        self.stand.mount()?;
-        let found = found::recover(&self.data);
-        self.stand.unmount();
-        self.history.judge(cut.moment, &found?)
-    }
-
-    /// The same with the whole daemon, which has to go on working, too.
-    fn check_with_daemon(&mut self, cut: Cut) -> Result<(), String> {
-        self.stand.insert(cut.image);
-        self.stand.mount()?;
-        self.daemon.restart();
-        let mut peer = Peer::connect(self.daemon.kafka());
-        let found = found::ask(&mut peer, &self.history, cut.moment);
-        self.history.judge(cut.moment, &found)?;
-        if let Some((batch, offset)) = &self.producer.last
-            && found.records.get(&("once".into(), 0)).is_some_and(|log| log.contains_key(offset))
-        {
-            let again = peer.append("once", 0, batch.clone());
-            assert_eq!(again, *offset, "a known batch of an idempotent producer");
-        }
-        peer.make_topic("afterwards", 2);
-        for partition in 0..2 {
-            assert_eq!(peer.append("afterwards", partition, batch_of(b"first")), 0);
-            assert_eq!(peer.values("afterwards", partition, 0), [&b"first"[..]]);
-        }
-        self.daemon.kill();
-        self.stand.unmount();
-        Ok(())
-    }
-}
-
 #[test]
 fn a_power_cut_anywhere_loses_nothing_that_was_acknowledged() {
-    let count = number("RECORDED_DISK_IMAGES", IMAGES);
-    let seed = number("RECORDED_DISK_SEED", 1);
     with_stand(DRIVE_SIZE, |stand| {
-        let mut recorded = Recorded::new(stand, BULK_COUNT);
-        let recording = recorded.recording.clone();
-        let windows = windows(&recording.events);
-        let writes = windows.iter().map(Range::len).sum::<usize>();
-        eprintln!(
-            "recorded {} events, {writes} writes in {} windows between flushes; {} records and {} \
-             commits were acknowledged",
-            recording.events.len(),
-            windows.len(),
-            recorded.history.record_count(),
-            recorded.history.commit_count(),
-        );
-        let mut random = Random::new(seed);
-        // Evenly over the recording, the kinds in turn: as many images as windows times kinds are
-        // all there are.
-        let tries = (0..count).map(|index| {
-            let window = (u128::from(index) * windows.len() as u128 / u128::from(count)) as usize;
-            (window, Survivors::ALL[index as usize % Survivors::ALL.len()])
-        });
-        let mut cutter = Cutter::new(&recording);
-        let mut tried: BTreeMap<String, u64> = BTreeMap::new();
-        for (index, (window, survivors)) in tries.enumerate() {
-            let window = &windows[window];
-            let cut = cutter.cut(window, survivors, &mut random);
-            let moment = cut.moment;
-            let for_daemon = index.is_multiple_of(DAEMON_EVERY);
-            let image = for_daemon.then(|| cut.image.clone());
-            let mut verdict = recorded.check(cut);
-            if let (Ok(()), Some(image)) = (&verdict, image) {
-                verdict = recorded.check_with_daemon(Cut { image, moment });
-                *tried.entry("with the daemon".into()).or_default() += 1;
-            }
-            *tried.entry(format!("{survivors:?}")).or_default() += 1;
-            if let Err(why) = verdict {
-                panic!(
-                    "seed {seed}, image {index}, {survivors:?} of {window:?} at {moment}: {why}"
-                );
-            }
-        }
-        note::figures(&format!(
-            "recorded drive: {count} images tried, nothing lost and nothing refused: {tried:?}"
-        ));
+        let mut recorded = Recorded::full(stand);
+        eprintln!("{}", recorded.describe());
+        let tried = recorded.search(1, Some(LASTS)).unwrap_or_else(|why| panic!("{why}"));
+        assert!(tried.with_daemon > 0);
+        note::figures(&format!("recorded drive: {tried}"));
     });
 }
 
@@ -186,7 +51,7 @@ fn a_power_cut_anywhere_loses_nothing_that_was_acknowledged() {
 fn a_drive_that_forgets_what_it_flushed_is_found_out() {
     const FORGOTTEN: usize = 10;
     with_stand(DRIVE_SIZE, |stand| {
-        let mut recorded = Recorded::new(stand, 8);
+        let mut recorded = Recorded::new(stand, &[4]);
         let recording = recorded.recording.clone();
         let windows = windows(&recording.events);
         let lies: Vec<(&Range<usize>, Range<usize>)> = windows
@@ -200,9 +65,9 @@ fn a_drive_that_forgets_what_it_flushed_is_found_out() {
         let mut verdicts = Vec::new();
         for (honest, lie) in lies.iter().step_by((lies.len() / 12).max(1)) {
             let cut = cutter.cut(honest, Survivors::Nothing, &mut random);
-            recorded.check(cut).expect("an honest drive");
+            recorded.check(cut, None).expect("an honest drive");
             assert!(recording.events[lie.clone()].contains(&Event::Flush));
-            verdicts.push(recorded.check(cutter.cut(lie, Survivors::Nothing, &mut random)));
+            verdicts.push(recorded.check(cutter.cut(lie, Survivors::Nothing, &mut random), None));
         }
         eprintln!("a lying drive: {verdicts:?}");
         let lost =

@@ -4,8 +4,10 @@
 //! and not its contents: that is what makes thousands of power cuts affordable.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::io;
 use std::ops::Range;
+use std::os::unix::fs::FileExt;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 /// What a drive writes whole or not at all.
@@ -57,6 +59,17 @@ impl Image {
     /// Whether something was ever written there.
     pub fn is_allocated(&self, range: Range<u64>) -> bool {
         pieces(range).all(|(page, _)| self.pages[page].is_some())
+    }
+
+    /// Writes it to a new file, without what was never written.
+    pub fn save(&self, file: &File) -> io::Result<()> {
+        file.set_len(self.size())?;
+        for (number, page) in self.pages.iter().enumerate() {
+            if let Some(page) = page {
+                file.write_all_at(&page[..], (number * PAGE_SIZE) as u64)?;
+            }
+        }
+        Ok(())
     }
 
     /// The sectors in which this text begins; it must not cross a page.

@@ -4,9 +4,8 @@
 //! expire at once), so the order of events is the order in which the kernel asked, and the contents
 //! may be exchanged while nobody has the file open.
 
-use std::ffi::{CString, OsStr};
+use std::ffi::OsStr;
 use std::io;
-use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::channel;
 use std::thread;
@@ -18,8 +17,8 @@ use fuser::{
     ReplyOpen, ReplyWrite, Request, Session, TimeOrNow, WriteFlags,
 };
 
+use super::device::unmount;
 use super::drive::SharedDrive;
-use super::stand::run_command;
 use crate::volume::own_mounts;
 
 /// The file's name.
@@ -71,8 +70,8 @@ impl Drop for Server {
     fn drop(&mut self) {
         // Lazily, for the loop device may still be letting go of the file. The thread ends when
         // nobody uses the file any more.
-        if let Err(why) = run_command("umount", &["-l".as_ref(), self.place.as_os_str()]) {
-            eprintln!("{} stays mounted until the process ends: {why}", self.place.display());
+        if let Err(error) = unmount(&self.place, libc::MNT_DETACH) {
+            eprintln!("{} stays mounted until the process ends: {error}", self.place.display());
         }
     }
 }
@@ -93,12 +92,7 @@ fn own_descriptors() -> io::Result<()> {
 /// serves what they stand on.
 fn leave_mounts(place: &Path) -> io::Result<()> {
     own_mounts().map_err(io::Error::other)?;
-    let place = CString::new(place.as_os_str().as_bytes())?;
-    // SAFETY: the path lives as long as the call, which touches no memory of ours.
-    match unsafe { libc::umount2(place.as_ptr(), libc::MNT_DETACH) } {
-        0 => Ok(()),
-        _ => Err(io::Error::last_os_error()),
-    }
+    unmount(place, libc::MNT_DETACH)
 }
 
 /// The file system: a directory with one file.

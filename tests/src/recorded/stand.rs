@@ -9,14 +9,18 @@ use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
+use super::device::{self, Device};
 use super::drive::{Image, SharedDrive};
 use super::server::Server;
 use crate::volume::own_mounts;
 
+/// How often the kernel is asked again whether it has.
+const TICK: Duration = Duration::from_millis(1);
 /// Longest wait for the kernel to let go of files of a process that was killed.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -26,8 +30,9 @@ pub struct Stand {
     /// The drive below.
     pub drive: SharedDrive,
     is_mounted: bool,
-    // Ends before its directories go.
-    server: Server,
+    // These end in this order.
+    device: Device,
+    _server: Server,
     place: PathBuf,
     _directory: TempDir,
 }
@@ -61,7 +66,9 @@ impl Stand {
         let arguments = ["-q", "-F", "-J", "size=4", "-m", "0", "-E", options].map(OsStr::new);
         run_command("mkfs.ext4", &[&arguments[..], &[server.file().as_os_str()]].concat())
             .expect("ext4 can be made");
-        Stand { drive, is_mounted: false, server, place, _directory: directory }
+        let device = Device::on(&server.file()).expect("loop devices work here");
+        let (is_mounted, _server) = (false, server);
+        Stand { drive, is_mounted, device, _server, place, _directory: directory }
     }
 
     /// Where the file system is, when it is mounted.
@@ -72,9 +79,8 @@ impl Stand {
     /// Mounts the file system; ext4 replays its journal.
     pub fn mount(&mut self) -> Result<(), String> {
         assert!(!self.is_mounted);
-        let (file, place) = (self.server.file(), self.place.clone());
-        let options = ["-t", "ext4", "-o", "loop,errors=remount-ro"].map(OsStr::new);
-        run_command("mount", &[&options[..], &[file.as_os_str(), place.as_os_str()]].concat())?;
+        let mounted = self.device.forget().and_then(|()| self.device.mount(&self.place));
+        mounted.map_err(|error| format!("mount: {error}"))?;
         self.is_mounted = true;
         Ok(())
     }
@@ -83,8 +89,10 @@ impl Stand {
     pub fn unmount(&mut self) {
         let deadline = Instant::now() + PATIENCE;
         // Files of a process that was killed are closed when the last of its I/O has ended.
-        while let Err(why) = run_command("umount", &[self.place.as_os_str()]) {
-            assert!(Instant::now() < deadline, "{why}");
+        while let Err(error) = device::unmount(&self.place, 0) {
+            let is_busy = error.raw_os_error() == Some(libc::EBUSY);
+            assert!(is_busy && Instant::now() < deadline, "umount: {error}");
+            thread::park_timeout(TICK);
         }
         self.is_mounted = false;
     }
@@ -101,15 +109,15 @@ impl Drop for Stand {
         self.drive.lock().set_trouble(super::drive::Trouble::default());
         if self.is_mounted {
             // Lazily, for a test that failed may still have files open.
-            if let Err(why) = run_command("umount", &["-l".as_ref(), self.place.as_os_str()]) {
-                eprintln!("{} stays mounted until the process ends: {why}", self.place.display());
+            if let Err(error) = device::unmount(&self.place, libc::MNT_DETACH) {
+                eprintln!("{} stays mounted until the process ends: {error}", self.place.display());
             }
         }
     }
 }
 
 /// Runs a command of the system; its complaint is the error.
-pub(super) fn run_command(name: &str, arguments: &[&OsStr]) -> Result<(), String> {
+fn run_command(name: &str, arguments: &[&OsStr]) -> Result<(), String> {
     let output = Command::new(name)
         .args(arguments)
         .stdin(Stdio::null())
