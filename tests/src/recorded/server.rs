@@ -1,12 +1,16 @@
 //! Serves one drive as the only file of a FUSE file system.
 //!
 //! Nothing is cached between the file's reader and the drive (`FOPEN_DIRECT_IO`, attributes that
-//! expire at once), so the order of events is the order in which the kernel asked, and the contents
-//! may be exchanged while nobody has the file open.
+//! expire at once), so the order of events is the order in which the kernel asked.
+//!
+//! When everything is recorded that is of no use any more, and the file may be opened with the
+//! kernel's cache. What is read again then costs no request; writes still come at once and all.
 
 use std::ffi::OsStr;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::channel;
 use std::thread;
 use std::time::{Duration, UNIX_EPOCH};
@@ -31,13 +35,15 @@ const EXPIRY: Duration = Duration::ZERO;
 #[derive(Debug)]
 pub struct Server {
     place: PathBuf,
+    is_cached: Arc<AtomicBool>,
 }
 
 impl Server {
     /// Serves the drive in this directory.
     pub fn start(drive: SharedDrive, place: &Path) -> io::Result<Server> {
         let (sender, mounted) = channel();
-        let files = DriveFile { drive };
+        let is_cached = Arc::new(AtomicBool::new(false));
+        let files = DriveFile { drive, is_cached: is_cached.clone() };
         let at = place.to_path_buf();
         thread::Builder::new().name("drive".into()).spawn(move || {
             let mut config = Config::default();
@@ -55,9 +61,14 @@ impl Server {
                 }
             }
         })?;
-        let server = Server { place: place.into() };
+        let server = Server { place: place.into(), is_cached };
         mounted.recv().map_err(io::Error::other)??;
         Ok(server)
+    }
+
+    /// Whoever opens the file from now on reads through the kernel's cache.
+    pub fn cache(&self) {
+        self.is_cached.store(true, Ordering::Release);
     }
 
     /// The file.
@@ -98,6 +109,7 @@ fn leave_mounts(place: &Path) -> io::Result<()> {
 /// The file system: a directory with one file.
 struct DriveFile {
     drive: SharedDrive,
+    is_cached: Arc<AtomicBool>,
 }
 
 impl DriveFile {
@@ -164,7 +176,11 @@ impl Filesystem for DriveFile {
     }
 
     fn open(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
-        reply.opened(FileHandle(0), FopenFlags::FOPEN_DIRECT_IO);
+        let flags = match self.is_cached.load(Ordering::Acquire) {
+            true => FopenFlags::FOPEN_KEEP_CACHE,
+            false => FopenFlags::FOPEN_DIRECT_IO,
+        };
+        reply.opened(FileHandle(0), flags);
     }
 
     fn read(

@@ -6,7 +6,9 @@
 //! its last mount.
 
 use std::ffi::OsStr;
-use std::fs;
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::thread;
@@ -31,8 +33,9 @@ pub struct Stand {
     pub drive: SharedDrive,
     is_mounted: bool,
     // These end in this order.
+    contents: Option<File>,
     device: Device,
-    _server: Server,
+    server: Server,
     place: PathBuf,
     _directory: TempDir,
 }
@@ -41,7 +44,7 @@ impl Stand {
     /// Why there can be no stand on this machine.
     pub fn missing() -> Option<String> {
         for device in ["/dev/fuse", "/dev/loop-control"] {
-            if let Err(error) = fs::File::options().read(true).write(true).open(device) {
+            if let Err(error) = File::options().read(true).write(true).open(device) {
                 return Some(format!("{device}: {error}"));
             }
         }
@@ -67,8 +70,8 @@ impl Stand {
         run_command("mkfs.ext4", &[&arguments[..], &[server.file().as_os_str()]].concat())
             .expect("ext4 can be made");
         let device = Device::on(&server.file()).expect("loop devices work here");
-        let (is_mounted, _server) = (false, server);
-        Stand { drive, is_mounted, device, _server, place, _directory: directory }
+        let (is_mounted, contents) = (false, None);
+        Stand { drive, is_mounted, contents, device, server, place, _directory: directory }
     }
 
     /// Where the file system is, when it is mounted.
@@ -97,9 +100,25 @@ impl Stand {
         self.is_mounted = false;
     }
 
+    /// From now on many images are inserted, and the order of writes is of no interest: then an
+    /// image costs what differs from the one before.
+    pub fn cache(&mut self) -> io::Result<()> {
+        assert!(!self.is_mounted);
+        self.server.cache();
+        self.device = Device::on(&self.server.file())?;
+        self.contents = Some(File::options().write(true).open(self.server.file())?);
+        Ok(())
+    }
+
     /// Exchanges what is on the drive, below a file system that is not mounted.
     pub fn insert(&mut self, image: Image) {
         assert!(!self.is_mounted);
+        if let Some(file) = &self.contents {
+            let before = self.drive.lock().image().clone();
+            for (offset, bytes) in image.differences(&before) {
+                file.write_all_at(bytes, offset).expect("a drive without trouble");
+            }
+        }
         *self.drive.lock() = super::drive::Drive::new(image);
     }
 }

@@ -22,7 +22,7 @@ use crate::sim::random::Random;
 pub const DRIVE_SIZE: u64 = 384 << 20;
 /// Large batches of each of the lives that are recorded. The first two end with a crash, the last
 /// with a clean stop.
-const BULK_COUNTS: [u64; 3] = [14, 14, 4];
+const BULK_COUNTS: [u64; 3] = [14, 14, 6];
 /// One image in so many is also recovered by the whole daemon.
 const DAEMON_EVERY: usize = 64;
 /// A search goes over the recording so many times, so that it is spread evenly whenever it ends.
@@ -94,6 +94,7 @@ impl Recorded {
         let data = daemon.data_dir().to_path_buf();
         let past = found::past(&data).expect("a node that ended well");
         stand.unmount();
+        stand.cache().expect("the file can be opened once more");
         let recording = Arc::new(stand.drive.lock().take_recording());
         let history = notes.into_history();
         Recorded { daemon, stand, data, recording, history, producer, past }
@@ -161,6 +162,7 @@ impl Recorded {
         let mut tried = Tried { of: images.len(), ..Tried::default() };
         // Passes that follow each other are not neighbours.
         for pass in (0..PASSES).map(|pass| pass * 12 % PASSES) {
+            println!("{} of {} images tried", tried.images, tried.of);
             let mut cutter = Cutter::new(&recording);
             for index in (pass..images.len()).step_by(PASSES) {
                 if lasts.is_some_and(|lasts| begin.elapsed() >= lasts) {

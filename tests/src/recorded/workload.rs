@@ -25,7 +25,7 @@ use crate::sim::random::Random;
 pub const SEGMENT_SIZE: u64 = 17 << 20;
 /// Shards of the node.
 pub const SHARDS: u16 = 2;
-/// Partitions of each topic: clients of both shards.
+/// Partitions of a topic: clients of both shards.
 const PARTITIONS: i32 = 2;
 /// Size of the batches that fill segments: two of them fill one.
 const BULK_SIZE: usize = 8 << 20;
@@ -35,15 +35,16 @@ const BULK_KEPT: i64 = 2;
 /// for a merge, and one shard that merges is enough.
 const BULK_ELSEWHERE: u64 = 6;
 /// Turns of every other client for each large batch.
-const TURNS: usize = 3;
+const TURNS: usize = 2;
 /// Groups whose offsets are committed in turn; with their metadata they fill delta files.
 const GROUPS: u64 = 60;
 /// As much as the protocol allows, nearly.
 const METADATA_SIZE: usize = 4000;
 /// Small records are at most this large.
 const SMALL_SIZE_MAX: u64 = 6000;
-/// The topics of records that stay.
-const TOPICS: [&str; 3] = ["plain", "once", "bulk"];
+/// The topics that stay, with their partitions; the last one is only for offsets of groups.
+const TOPICS: [(&str, i32); 4] =
+    [("plain", PARTITIONS), ("once", PARTITIONS), ("bulk", PARTITIONS), ("read", 16)];
 /// An idempotent producer sends one of so many batches twice, as if it had missed the answer.
 const REPEATED: i32 = 4;
 /// When old records were made.
@@ -93,10 +94,10 @@ impl<'a> Workload<'a> {
     /// The topics that stay.
     pub fn make_topics(&mut self, peer: &mut Peer) {
         let size_max = (BULK_SIZE + (1 << 20)).to_string();
-        for topic in TOPICS {
+        for (topic, partitions) in TOPICS {
             self.notes.topic_asked(topic);
             let configs = [("max.message.bytes", size_max.as_str())];
-            let made = peer.create_topic(topic, PARTITIONS, 1, &configs);
+            let made = peer.create_topic(topic, partitions, 1, &configs);
             assert_eq!(made.error_code, ErrorCode::None, "{:?}", made.error_message);
             self.notes.topic_made(topic);
         }
@@ -269,9 +270,9 @@ impl Client<'_> {
                 committed_metadata: Some("m".repeat(METADATA_SIZE).as_str().into()),
                 ..Default::default()
             };
-            let topic = |name: &&str| OffsetCommitTopic {
+            let topic = |(name, partitions): &(&str, i32)| OffsetCommitTopic {
                 name: (*name).into(),
-                partitions: (0..PARTITIONS).map(partition).collect(),
+                partitions: (0..*partitions).map(partition).collect(),
                 ..Default::default()
             };
             let request = OffsetCommitRequest {
@@ -288,12 +289,13 @@ impl Client<'_> {
         }
     }
 
-    /// Topics that are made, get a record, and are deleted while the next one is there.
+    /// Topics that are made, get a record, and are deleted while the next one is there. Each takes
+    /// many writes, so this client leaves out every other turn.
     fn come_and_go(&self, address: SocketAddr) {
         let mut peer = Peer::connect(address);
         let name = |number: u64| format!("brief-{}-{number}", self.session);
         let mut number = 0;
-        while self.goes_on() {
+        while self.goes_on() && self.goes_on() {
             let topic = name(number);
             self.notes.topic_asked(&topic);
             let Ok(made) = peer.try_create_topic(&topic, PARTITIONS, 1, &[]) else { return };
