@@ -63,7 +63,7 @@ impl Device {
 
     /// Mounts its ext4.
     pub fn mount(&self, place: &Path) -> io::Result<()> {
-        let [device, place] = [&self.path, place].map(|path| text(path));
+        let [device, place] = [&self.path, place].map(text);
         let options = c"errors=remount-ro";
         // SAFETY: the texts live as long as the call.
         let result = unsafe {

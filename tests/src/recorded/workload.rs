@@ -307,7 +307,8 @@ impl Client<'_> {
             let value = self.value(&topic, 0);
             self.notes.sent(&value);
             let partition = (number % PARTITIONS as u64) as i32;
-            let Ok(response) = peer.produce(&topic, partition, batch(None, OLD_MS, &[&value])) else {
+            let Ok(response) = peer.produce(&topic, partition, batch(None, OLD_MS, &[&value]))
+            else {
                 return;
             };
             if response.error_code == ErrorCode::None {
