@@ -26,7 +26,7 @@ use super::listener;
 use super::mesh::{Doorbell, Port, RING_CAPACITY, connect};
 use super::signals::StopSignals;
 use super::uring::{EventFd, Uring};
-use super::worker::{Budgets, Phase, Places, Worker};
+use super::worker::{Budgets, Outside, Phase, Places, Worker};
 use crate::admin::Server;
 use crate::admin::notify::Notify;
 use crate::admin::telemetry::{About, Telemetry};
@@ -520,17 +520,8 @@ impl ShardStart {
         block.cold_read_budget.limit.set(self.budgets.cold_reads as u64);
         block.send_budget.limit.set(self.limits.send_budget as u64);
         let hub = Hub::new(self.facts, self.limits, self.clock, self.port, uring, self.telemetry);
-        let phase = self.phase;
-        let worker = Worker::new(
-            opened.shard,
-            hub,
-            mailbox,
-            helper,
-            self.places,
-            phase,
-            self.budgets,
-            awakener,
-        );
+        let outside = Outside { mailbox, awakener: Arc::new(awakener), helper, phase: self.phase };
+        let worker = Worker::new(opened.shard, hub, outside, self.places, self.budgets);
         let _ = self.events.send(Event::Ready {
             shard,
             took: started.elapsed(),

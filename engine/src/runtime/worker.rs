@@ -68,6 +68,18 @@ pub struct Places {
     pub settle_rate: Option<u64>,
 }
 
+/// What a shard's thread has to do with other threads, the mesh aside.
+pub struct Outside {
+    /// Inputs from threads that are not shards.
+    pub mailbox: Arc<Mailbox>,
+    /// What the doorbell rings.
+    pub awakener: Arc<EventFd>,
+    /// The thread for cold reads.
+    pub helper: Helper,
+    /// Where the node is in its life.
+    pub phase: Arc<Phase>,
+}
+
 /// How much a shard's loop may take.
 #[derive(Debug, Clone, Copy)]
 pub struct Budgets {
@@ -147,13 +159,11 @@ impl Worker {
     pub(super) fn new(
         shard: Shard,
         hub: Hub,
-        mailbox: Arc<Mailbox>,
-        helper: Helper,
+        outside: Outside,
         places: Places,
-        phase: Arc<Phase>,
         budgets: Budgets,
-        awakener: EventFd,
     ) -> Self {
+        let Outside { mailbox, awakener, helper, phase } = outside;
         let (wal, data) = (places.wal.clone(), places.data.clone());
         let budget = budgets.cold_reads;
         Self {
@@ -163,7 +173,7 @@ impl Worker {
             shard,
             hub,
             mailbox,
-            awakener: Arc::new(awakener),
+            awakener,
             helper,
             places,
             phase,
