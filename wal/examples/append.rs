@@ -15,8 +15,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tidemill_wal::commit::{FrameWrite, Log, LogOptions};
 use tidemill_wal::disk::{
-    Background, Directory, DirectoryOptions, DiskFault, FrameBuffer, Pace, SegmentWriter,
-    SyncMethod, probe_disk,
+    Background, Directory, DirectoryOptions, DiskFault, Pace, SegmentWriter, SyncMethod, probe_disk,
 };
 use tidemill_wal::format::{FrameKind, SegmentId, Sequence, ShardEpoch, ShardId};
 use tidemill_wal::limits::{SEGMENT_COUNT_MAX_DEFAULT, SEGMENT_READY_COUNT, SEGMENT_SIZE_MIN};
@@ -108,7 +107,6 @@ fn append(
     producer_count: usize,
 ) -> Result<(), DiskFault> {
     let mut background = Background::new(path.clone(), path.clone(), Pace::default());
-    let mut buffer = FrameBuffer::default();
     let mut idle_producers = producer_count;
     let mut writer: Option<SegmentWriter> = None;
     let mut frame_count = 0;
@@ -125,7 +123,7 @@ fn append(
             break;
         };
         let open = writer_for(&path, &mut writer, &write)?;
-        open.write(&mut buffer, write.offset, &write.bytes)?;
+        open.write(&write)?;
         log.on_durable(write.sequence);
         frame_count += 1;
         idle_producers += started_count - durable_count;
@@ -140,7 +138,7 @@ fn append(
     );
     if let Some(write) = log.submit_seal(clock_ms()) {
         let open = writer_for(&path, &mut writer, &write)?;
-        open.write(&mut buffer, write.offset, &write.bytes)?;
+        open.write(&write)?;
         log.on_durable(write.sequence);
     }
     Ok(())

@@ -16,11 +16,12 @@ use std::ops::Range;
 
 use bytes::Bytes;
 
+use crate::filling::Filling;
 use crate::format::{
     self, BatchEntry, ENTRY_OVERHEAD_MAX, FRAME_HEADER_SIZE, FrameFields, FrameHeader, FrameKind,
     SegmentId, Sequence, ShardEpoch, ShardId, frame_size,
 };
-use crate::limits::{BLOCK_SIZE, FRAME_SIZE_MAX, FRAME_SIZE_TARGET, SEAL_RESERVE_SIZE};
+use crate::limits::{BLOCK_SIZE, FRAME_SIZE_MAX, SEAL_RESERVE_SIZE};
 use crate::recovery::ScanEnd;
 
 /// One frame to write durably, whole.
@@ -78,7 +79,7 @@ pub struct Log {
     options: LogOptions,
     epoch: ShardEpoch,
     /// Header space and entries of the next frame.
-    filling: Vec<u8>,
+    filling: Filling,
     in_flight: Option<Sequence>,
     /// The newest frame that was submitted, whether durable or in flight.
     last: Sequence,
@@ -139,7 +140,7 @@ impl Log {
         Self {
             options,
             epoch: end.epoch,
-            filling: Self::empty_frame(BLOCK_SIZE),
+            filling: empty_frame(),
             in_flight: None,
             last: end.last,
             last_kind: end.last_kind,
@@ -167,7 +168,7 @@ impl Log {
         if added > FRAME_SIZE_MAX {
             return false;
         }
-        let size = (self.filling.len() + added).next_multiple_of(BLOCK_SIZE);
+        let size = (self.filling.bytes().len() + added).next_multiple_of(BLOCK_SIZE);
         let reserve = reserve.saturating_add(SEAL_RESERVE_SIZE);
         size <= self.frame_size_max() && self.place(size as u64, reserve).is_some()
     }
@@ -181,7 +182,8 @@ impl Log {
     /// Adds records to the filling frame, which they must fit; returns where their bytes will be
     /// in [`FrameWrite::bytes`].
     pub fn append_batch(&mut self, entry: BatchEntry, bytes: &[u8]) -> Range<usize> {
-        let range = format::push_batch(&mut self.filling, &entry, bytes);
+        self.filling.reserve(ENTRY_OVERHEAD_MAX + bytes.len());
+        let range = format::push_batch(self.filling.bytes_mut(), &entry, bytes);
         self.assert_filling();
         range
     }
@@ -189,18 +191,20 @@ impl Log {
     /// Bytes of the filling frame, by a range from [`Log::append_batch`], to stamp them in place.
     pub fn filling_bytes_mut(&mut self, range: Range<usize>) -> &mut [u8] {
         assert!(range.start >= FRAME_HEADER_SIZE);
-        &mut self.filling[range]
+        &mut self.filling.bytes_mut()[range]
     }
 
     /// Adds a new value of a key to the filling frame, which it must fit.
     pub fn append_put(&mut self, key: &[u8], value: &[u8]) {
-        format::push_put(&mut self.filling, key, value);
+        self.filling.reserve(ENTRY_OVERHEAD_MAX + key.len() + value.len());
+        format::push_put(self.filling.bytes_mut(), key, value);
         self.assert_filling();
     }
 
     /// Adds the end of a key to the filling frame, which it must fit.
     pub fn append_delete(&mut self, key: &[u8]) {
-        format::push_delete(&mut self.filling, key);
+        self.filling.reserve(ENTRY_OVERHEAD_MAX + key.len());
+        format::push_delete(self.filling.bytes_mut(), key);
         self.assert_filling();
     }
 
@@ -212,12 +216,12 @@ impl Log {
 
     /// Size of the filling frame so far, header included and padding not.
     pub fn filling_size(&self) -> usize {
-        self.filling.len()
+        self.filling.bytes().len()
     }
 
     /// Whether the filling frame has no entries.
     pub fn is_filling_empty(&self) -> bool {
-        self.filling.len() == FRAME_HEADER_SIZE
+        self.filling.bytes().len() == FRAME_HEADER_SIZE
     }
 
     /// The frame whose write has not come back.
@@ -384,7 +388,7 @@ impl Log {
             return None;
         }
         assert!(!self.needs_seal || kind == FrameKind::Seal, "an epoch starts with a seal");
-        let size = self.filling.len().next_multiple_of(BLOCK_SIZE);
+        let size = self.filling.bytes().len().next_multiple_of(BLOCK_SIZE);
         match self.place(size as u64, reserve)? {
             Place::Active => {}
             Place::NextReady => self.move_to_next_segment(),
@@ -402,21 +406,18 @@ impl Log {
             previous: self.last_checksum,
             clock_ms,
         };
-        let hint = size.clamp(BLOCK_SIZE, FRAME_SIZE_TARGET);
-        let mut frame = std::mem::replace(&mut self.filling, Self::empty_frame(hint));
-        let header = FrameHeader::new(&fields, &frame[FRAME_HEADER_SIZE..]);
-        frame[..FRAME_HEADER_SIZE].copy_from_slice(header.encode());
-        frame.resize(size, 0);
+        let header = FrameHeader::new(&fields, &self.filling.bytes()[FRAME_HEADER_SIZE..]);
+        self.filling.bytes_mut()[..FRAME_HEADER_SIZE].copy_from_slice(header.encode());
         assert_eq!(header.frame_size(), size);
-        // Readers keep slices of the frame for as long as it is in the tail: no spare capacity.
-        frame.shrink_to_fit();
+        let frame = self.filling.take();
+        begin_frame(&mut self.filling);
 
         let write = FrameWrite {
             sequence: fields.sequence,
             kind,
             segment: active.id,
             offset: active.offset,
-            bytes: Bytes::from(frame),
+            bytes: frame.freeze(),
         };
         active.offset += size as u64;
         assert!(active.offset <= active.size);
@@ -472,14 +473,22 @@ impl Log {
     }
 
     fn assert_filling(&self) {
-        assert!(frame_size(self.filling.len() - FRAME_HEADER_SIZE) <= self.frame_size_max());
+        assert!(
+            frame_size(self.filling.bytes().len() - FRAME_HEADER_SIZE) <= self.frame_size_max()
+        );
     }
+}
 
-    fn empty_frame(capacity: usize) -> Vec<u8> {
-        let mut frame = Vec::with_capacity(capacity);
-        frame.resize(FRAME_HEADER_SIZE, 0);
-        frame
-    }
+fn empty_frame() -> Filling {
+    let mut filling = Filling::new();
+    begin_frame(&mut filling);
+    filling
+}
+
+/// The header is known when the frame is whole.
+fn begin_frame(filling: &mut Filling) {
+    filling.reserve(FRAME_HEADER_SIZE);
+    filling.bytes_mut().resize(FRAME_HEADER_SIZE, 0);
 }
 
 #[cfg(test)]

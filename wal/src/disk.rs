@@ -13,7 +13,7 @@ use std::io;
 
 use bytes::Bytes;
 
-pub use self::background::{Background, FrameBuffer, SegmentWriter, SyncMethod};
+pub use self::background::{Background, SegmentWriter, SyncMethod};
 pub use self::directory::{Directory, DirectoryError, DirectoryLock, DirectoryOptions, Pace};
 pub use self::extent_map::ExtentMap;
 pub use self::memory::MemoryStorage;

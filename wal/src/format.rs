@@ -13,6 +13,7 @@ use std::mem::{offset_of, size_of};
 use std::ops::Range;
 use std::sync::Arc;
 
+use bytes::BytesMut;
 use zerocopy::little_endian::{I64, U16, U32, U64};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout, Unaligned};
 
@@ -640,7 +641,7 @@ pub struct EntryFault {
 }
 
 /// Appends a batch entry to a frame; returns where its bytes are.
-pub fn push_batch(frame: &mut Vec<u8>, entry: &BatchEntry, bytes: &[u8]) -> Range<usize> {
+pub fn push_batch(frame: &mut BytesMut, entry: &BatchEntry, bytes: &[u8]) -> Range<usize> {
     assert!(entry.base_offset <= entry.last_offset);
     assert!(bytes.len() <= FRAME_SIZE_MAX);
     let header = BatchHeader {
@@ -661,16 +662,16 @@ pub fn push_batch(frame: &mut Vec<u8>, entry: &BatchEntry, bytes: &[u8]) -> Rang
 }
 
 /// Appends a new value of a key to a frame.
-pub fn push_put(frame: &mut Vec<u8>, key: &[u8], value: &[u8]) {
+pub fn push_put(frame: &mut BytesMut, key: &[u8], value: &[u8]) {
     push_change(frame, KIND_PUT, key, value);
 }
 
 /// Appends the end of a key to a frame.
-pub fn push_delete(frame: &mut Vec<u8>, key: &[u8]) {
+pub fn push_delete(frame: &mut BytesMut, key: &[u8]) {
     push_change(frame, KIND_DELETE, key, &[]);
 }
 
-fn push_change(frame: &mut Vec<u8>, kind: u8, key: &[u8], value: &[u8]) {
+fn push_change(frame: &mut BytesMut, kind: u8, key: &[u8], value: &[u8]) {
     assert!(key.len() <= crate::limits::KEY_SIZE_MAX);
     assert!(value.len() <= crate::limits::VALUE_SIZE_MAX);
     let header = ChangeHeader {

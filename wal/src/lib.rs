@@ -10,6 +10,7 @@ pub mod damage;
 pub mod delta;
 pub mod disk;
 pub mod extent;
+mod filling;
 pub mod format;
 pub mod limits;
 pub mod manifest;

@@ -3,8 +3,9 @@
 use std::io;
 use std::path::PathBuf;
 
+use bytes::Bytes;
 use tidemill_wal::commit::FrameWrite;
-use tidemill_wal::disk::{DiskFault, FrameBuffer, SegmentWriter, SyncMethod};
+use tidemill_wal::disk::{DiskFault, SegmentWriter, SyncMethod};
 use tidemill_wal::format::{FrameKind, Sequence};
 
 use super::uring::{Completion, Token, Uring};
@@ -15,12 +16,11 @@ pub struct LogWriter {
     method: SyncMethod,
     /// Only the active segment is open.
     segment: Option<SegmentWriter>,
-    buffer: FrameBuffer,
     in_flight: Option<InFlight>,
 }
 
 /// A frame that is being written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug)]
 pub struct InFlight {
     /// Its number.
     pub sequence: Sequence,
@@ -28,21 +28,21 @@ pub struct InFlight {
     pub kind: FrameKind,
     /// When it was submitted, in microseconds.
     pub started_us: u64,
-    size: usize,
+    /// Read by the kernel.
+    bytes: Bytes,
 }
 
 impl LogWriter {
     /// For the segments of a directory.
     pub fn new(directory: PathBuf, method: SyncMethod) -> Self {
-        let buffer = FrameBuffer::default();
-        Self { directory, method, segment: None, buffer, in_flight: None }
+        Self { directory, method, segment: None, in_flight: None }
     }
 
     /// Begins to write a frame; its completion goes to [`Self::on_completion`].
     pub fn begin(
         &mut self,
         ring: &mut Uring,
-        write: &FrameWrite,
+        write: FrameWrite,
         started_us: u64,
     ) -> Result<(), DiskFault> {
         assert!(self.in_flight.is_none(), "one frame at a time");
@@ -52,12 +52,11 @@ impl LogWriter {
         };
         let descriptor = segment.descriptor();
         self.segment = Some(segment);
-        let (sequence, kind, size) = (write.sequence, write.kind, write.bytes.len());
-        self.in_flight = Some(InFlight { sequence, kind, started_us, size });
-        let bytes = self.buffer.load(&write.bytes);
-        // SAFETY: the buffer is loaded again only with the next frame, which is asserted not to
-        // begin before this one's completion; dropping it before is forgetting it, see `drop`.
-        let result = unsafe { ring.write(descriptor, bytes, write.offset, Token::Frame) };
+        let FrameWrite { sequence, kind, offset, bytes, .. } = write;
+        let frame = self.in_flight.insert(InFlight { sequence, kind, started_us, bytes });
+        // SAFETY: shared bytes never change, and these are kept until the completion of the one
+        // frame in flight; dropping this before then forgets them.
+        let result = unsafe { ring.write(descriptor, &frame.bytes, offset, Token::Frame) };
         self.submitted("write", result)
     }
 
@@ -67,10 +66,10 @@ impl LogWriter {
         ring: &mut Uring,
         completion: Completion,
     ) -> Result<Option<InFlight>, DiskFault> {
-        let frame = self.in_flight.expect("a frame is being written");
+        let frame = self.in_flight.as_ref().expect("a frame is being written");
         let segment = self.segment.as_ref().expect("it is open while a frame is being written");
         if completion.token == Token::Frame {
-            segment.check("write", completion.result, frame.size)?;
+            segment.check("write", completion.result, frame.bytes.len())?;
             if segment.method() == SyncMethod::Fdatasync {
                 let result = ring.sync(segment.descriptor(), Token::Sync);
                 return self.submitted("sync", result).map(|()| None);
@@ -78,8 +77,7 @@ impl LogWriter {
         } else {
             segment.check("sync", completion.result, 0)?;
         }
-        self.in_flight = None;
-        Ok(Some(frame))
+        Ok(self.in_flight.take())
     }
 
     /// An operation that the ring does not take is one that failed.
@@ -92,9 +90,7 @@ impl LogWriter {
 
 impl Drop for LogWriter {
     fn drop(&mut self) {
-        if self.in_flight.is_some() {
-            // The kernel still reads from it.
-            std::mem::forget(std::mem::take(&mut self.buffer));
-        }
+        // The kernel still reads from it.
+        std::mem::forget(self.in_flight.take());
     }
 }

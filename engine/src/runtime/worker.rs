@@ -307,7 +307,7 @@ impl Worker {
         for effect in std::mem::take(&mut self.effects) {
             match effect {
                 Effect::Write(write) => {
-                    self.write(&write);
+                    self.write(write);
                     is_writing = true;
                 }
                 Effect::Reply { ticket, mut reply } => {
@@ -369,7 +369,7 @@ impl Worker {
         }
     }
 
-    fn write(&mut self, write: &FrameWrite) {
+    fn write(&mut self, write: FrameWrite) {
         let shared = &mut self.hub.shared;
         match write.kind {
             FrameKind::Steps => {
@@ -541,7 +541,7 @@ impl Worker {
                  without a seal, as after a crash"
             );
         } else if let Some(seal) = self.shard.seal(now) {
-            self.write(&seal);
+            self.write(seal);
             let is_sealed = |input: &Input| matches!(input, Input::Durable(_));
             while !self.hub.shared.inbox.iter().any(is_sealed) {
                 let timeout = Duration::from_millis(FIGURES_INTERVAL_MS);

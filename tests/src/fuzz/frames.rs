@@ -1,5 +1,6 @@
 //! The write-ahead log: bodies of frames, and whole segments with anything in them.
 
+use bytes::BytesMut;
 use tidemill_wal::commit::LogOptions;
 use tidemill_wal::disk::MemoryStorage;
 use tidemill_wal::format::{
@@ -23,7 +24,7 @@ const SEGMENT_SIZE: usize = BLOCKS * BLOCK_SIZE;
 
 /// Entries of a body: what is accepted is written to the same bytes.
 pub fn entries(body: &[u8]) {
-    let mut again = Vec::new();
+    let mut again = BytesMut::new();
     let mut accepted = 0;
     let mut fault = None;
     for item in format::entries(body) {

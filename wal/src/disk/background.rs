@@ -7,10 +7,10 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use super::directory::{AlignedBuffer, Directory, Pace, try_lock, write_whole};
+use super::directory::{Directory, Pace, try_lock, write_whole};
 use super::{DiskFault, DiskOp, Storage};
+use crate::commit::FrameWrite;
 use crate::format::{FileName, SegmentId};
-use crate::limits::BLOCK_SIZE;
 use crate::mutation::{self, Mutation};
 use crate::segment;
 
@@ -69,21 +69,16 @@ impl SegmentWriter {
         self.method
     }
 
-    /// The descriptor, for a ring that writes without waiting: whole frames, from a [`FrameBuffer`].
+    /// The descriptor, for a ring that writes without waiting: whole frames,
+    /// which start on a block in memory, too.
     pub fn descriptor(&self) -> RawFd {
         self.file.as_raw_fd()
     }
 
     /// Writes a whole frame, durably, and waits for it. After an error nothing is known about the
     /// file; the process must end.
-    pub fn write(
-        &self,
-        buffer: &mut FrameBuffer,
-        offset: u64,
-        frame: &[u8],
-    ) -> Result<(), DiskFault> {
-        assert!(offset.is_multiple_of(BLOCK_SIZE as u64));
-        write_whole(&self.file, buffer.load(frame), offset)
+    pub fn write(&self, write: &FrameWrite) -> Result<(), DiskFault> {
+        write_whole(&self.file, &write.bytes, write.offset)
             .map_err(|source| DiskFault::from_io("write", &self.name, source))?;
         match self.method {
             SyncMethod::Dsync => Ok(()),
@@ -111,23 +106,6 @@ impl SegmentWriter {
             Err(_) => io::Error::from_raw_os_error(-result),
         };
         Err(DiskFault::from_io(operation, &self.name, source))
-    }
-}
-
-/// Memory that direct I/O takes, used again for each frame.
-#[derive(Debug, Default)]
-pub struct FrameBuffer(Option<AlignedBuffer>);
-
-impl FrameBuffer {
-    /// Copies a frame in; it stays until the next one.
-    pub fn load(&mut self, frame: &[u8]) -> &[u8] {
-        assert!(!frame.is_empty() && frame.len().is_multiple_of(BLOCK_SIZE));
-        if self.0.as_ref().is_none_or(|buffer| buffer.as_ref().len() < frame.len()) {
-            self.0 = Some(AlignedBuffer::zeroed(frame.len().next_power_of_two()));
-        }
-        let buffer = self.0.as_mut().expect("just made").as_mut();
-        buffer[..frame.len()].copy_from_slice(frame);
-        &buffer[..frame.len()]
     }
 }
 

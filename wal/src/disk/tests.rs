@@ -212,7 +212,7 @@ fn frames_written_to_segments_are_recovered_from_the_disk() {
         })
         .unwrap();
         let _lock = directory.into_lock();
-        let (wal, mut buffer) = (&options.wal, FrameBuffer::default());
+        let wal = &options.wal;
         let mut writer = SegmentWriter::open(wal, SegmentId(1), method).unwrap();
         let fault = SegmentWriter::open(wal, SegmentId(1), method).unwrap_err();
         assert!(fault.to_string().contains("another process"), "{fault}");
@@ -223,7 +223,7 @@ fn frames_written_to_segments_are_recovered_from_the_disk() {
             if write.segment != writer.id() {
                 writer = SegmentWriter::open(wal, write.segment, method).unwrap();
             }
-            writer.write(&mut buffer, write.offset, &write.bytes).unwrap();
+            writer.write(&write).unwrap();
             log.on_durable(write.sequence);
         }
         assert_eq!(writer.id(), SegmentId(2));

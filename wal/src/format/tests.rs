@@ -1,6 +1,8 @@
 use expect_test::expect;
 use proptest::prelude::*;
 
+use bytes::BytesMut;
+
 use super::*;
 
 fn fields() -> FrameFields {
@@ -69,7 +71,7 @@ fn entries_have_these_bytes_for_ever_and_are_read_back_in_order() {
         last_offset: 18,
         max_timestamp_ms: -1,
     };
-    let mut body = Vec::new();
+    let mut body = BytesMut::new();
     assert_eq!(push_batch(&mut body, &entry, b"two records"), 56..67);
     push_put(&mut body, b"key", b"value");
     push_delete(&mut body, b"gone");
@@ -156,7 +158,7 @@ fn a_frame_is_whole_only_with_its_body_and_zeros_behind_it() {
 
 #[test]
 fn a_body_ends_at_its_first_bad_entry() {
-    let mut body = Vec::new();
+    let mut body = BytesMut::new();
     push_put(&mut body, b"key", b"value");
     let good = body.len();
     push_delete(&mut body, b"key");
@@ -183,7 +185,7 @@ proptest! {
         at in any::<prop::sample::Index>(),
         value in any::<u8>(),
     ) {
-        let mut body = Vec::new();
+        let mut body = BytesMut::new();
         for (key, value, kind) in sizes {
             match kind {
                 0 => push_put(&mut body, &vec![1; key], &vec![2; value]),
