@@ -6,15 +6,16 @@
 mod client;
 mod extents;
 
-use std::fs::File;
-use std::io::Read;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
 use clap::Args;
 use tidemill::batch::{self, BatchBuilder, NewRecord, RecordBatch};
+
+use crate::load::kafka::fill_with_text;
+use crate::{now_ms, parse_size, random};
 
 /// Records are added to a batch up to this size.
 const BATCH_SIZE: usize = 64 << 10;
@@ -89,11 +90,7 @@ impl Template {
         let mut builder = BatchBuilder::new();
         let timestamp_ms = now_ms();
         while builder.record_count() == 0 || builder.size() + record_size <= BATCH_SIZE {
-            for byte in &mut value {
-                // Text that does not compress to nothing.
-                bits = bits.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-                *byte = b'a' + (bits >> 59) as u8 % 26;
-            }
+            fill_with_text(&mut value, &mut bits);
             builder.push(NewRecord { timestamp_ms, value: Some(&value), ..NewRecord::default() });
         }
         Self { batch: builder.build() }
@@ -124,48 +121,9 @@ impl Template {
     }
 }
 
-fn parse_size(text: &str) -> Result<u64, String> {
-    let split = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-    let (number, unit) = text.split_at(split);
-    let shift = match unit.trim() {
-        "" | "B" => 0,
-        "KiB" => 10,
-        "MiB" => 20,
-        "GiB" => 30,
-        "TiB" => 40,
-        _ => return Err("write a number with KiB, MiB, GiB or TiB, for example 20GiB".to_owned()),
-    };
-    let number: u64 = number.parse().map_err(|_| "write a number first".to_owned())?;
-    let size = number.checked_mul(1 << shift).ok_or("that is too much")?;
-    if size == 0 { Err("write more than nothing".to_owned()) } else { Ok(size) }
-}
-
-fn now_ms() -> i64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
-}
-
-/// 64 random bits.
-fn random() -> u64 {
-    let mut bytes = [0; 8];
-    let read = File::open("/dev/urandom").and_then(|mut file| file.read_exact(&mut bytes));
-    read.expect("the system has random numbers");
-    u64::from_le_bytes(bytes)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn sizes_are_read_with_their_units() {
-        assert_eq!(parse_size("20GiB"), Ok(20 << 30));
-        assert_eq!(parse_size("512"), Ok(512));
-        assert_eq!(parse_size("3 KiB"), Ok(3072));
-        for wrong in ["", "GiB", "20GB", "-1", "0", "99999999999999TiB"] {
-            assert!(parse_size(wrong).is_err(), "{wrong}");
-        }
-    }
 
     #[test]
     fn a_stamped_template_is_a_batch_of_its_place() {
