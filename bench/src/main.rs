@@ -3,6 +3,7 @@
 mod client;
 mod fill;
 mod load;
+mod peers;
 mod run;
 
 use std::fs::File;
