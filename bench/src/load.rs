@@ -13,8 +13,8 @@ mod recorder;
 
 pub use self::clock::{Arrivals, Clock, Schedule};
 pub use self::open_loop::{Mark, Outcome, Plan, run};
-pub use self::poll::{Event, Poll};
-pub use self::recorder::{Recorder, percentiles_us, to_latency};
+pub use self::poll::{Poll, wake_on_time};
+pub use self::recorder::{Recorder, new_histogram, percentiles_us, to_latency};
 
 use std::net::TcpStream;
 

@@ -1,8 +1,17 @@
 //! Load and data for measurements. One file for each subcommand.
 
-mod client;
 mod fill;
+mod latency;
+
+mod measure;
+mod options;
+mod sweep;
+
+mod client;
+mod limit;
 mod load;
+mod machine;
+mod node;
 mod peers;
 mod run;
 
@@ -25,11 +34,14 @@ struct Arguments {
 enum Subcommands {
     /// Fills a new data directory, or a node that runs, with records.
     Fill(fill::Options),
+    /// How long a record waits for its durable acknowledgement, beside the limit.
+    Latency(latency::Options),
 }
 
 fn main() -> ExitCode {
     let result = match Arguments::parse().subcommand {
         Subcommands::Fill(options) => fill::run(&options),
+        Subcommands::Latency(options) => latency::run(&options),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,0 +1,178 @@
+//! `tidemill-bench latency`: how long a record waits for its durable acknowledgement, at a rate,
+//! beside what this machine could do at best.
+
+use std::time::Duration;
+
+use clap::Args;
+
+use crate::load::kafka::Produce;
+use crate::measure::{self, IN_FLIGHT_MAX, Request, Target};
+use crate::options::{LoadOptions, OutputOptions, ServerOptions, parse_seconds};
+use crate::run::{Limit, Percentiles, Ratio, Run};
+use crate::sweep::{Probe, Sweep};
+
+/// Arguments of the subcommand.
+#[derive(Debug, Args)]
+pub struct Options {
+    #[command(flatten)]
+    server: ServerOptions,
+    #[command(flatten)]
+    load: LoadOptions,
+    #[command(flatten)]
+    output: OutputOptions,
+    /// Requests a second, of one record each. With --sweep, where it begins.
+    #[arg(long, default_value_t = 1000.0, value_parser = parse_rate)]
+    rate: f64,
+    /// Rounds; in each, run and limit alternate, the one or the other first.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    rounds: u32,
+    /// Measure no limit.
+    #[arg(long)]
+    no_limit: bool,
+    /// Find the highest rate with a 99th percentile below --bound.
+    #[arg(long)]
+    sweep: bool,
+    /// The bound of --sweep.
+    #[arg(long, default_value = "5ms", value_parser = parse_seconds)]
+    bound: Duration,
+}
+
+/// Runs the subcommand.
+pub fn run(options: &Options) -> Result<(), String> {
+    let target = Target::open(&options.server)?;
+    let shape = options.load.shape(1);
+    let leaders = target.make_topic(&shape.topic, options.load.partitions, &[])?;
+    let mut produce = Produce::new(&shape, &leaders)?;
+    if options.sweep {
+        sweep(options, &target, &mut produce)?;
+    } else {
+        rounds(options, &target, &mut produce)?;
+    }
+    target.close()
+}
+
+fn rounds(options: &Options, target: &Target, produce: &mut Produce) -> Result<(), String> {
+    let mut runs = Vec::new();
+    for round in 1..=options.rounds {
+        let limit_first = round % 2 == 0;
+        let before = if limit_first { limit(options, target, produce)? } else { None };
+        let mut run = one(options, target, produce, options.rate)?;
+        run.limit = if limit_first { before } else { limit(options, target, produce)? };
+        run.round = round;
+        let acknowledgement = run.limit.as_ref().and_then(|limit| limit.acknowledgement.as_ref());
+        run.ratio_to_limit = acknowledgement.map(|limit| Ratio::of(&run.result.latency, limit));
+        options.output.write(&run)?;
+        tell(&run);
+        runs.push(run);
+    }
+    tell_median(&runs);
+    Ok(())
+}
+
+/// One measured run.
+fn one(
+    options: &Options,
+    target: &Target,
+    produce: &mut Produce,
+    rate: f64,
+) -> Result<Run, String> {
+    let plan = options.load.plan(produce, Some(rate), IN_FLIGHT_MAX);
+    let mut run = target.describe("latency", &options.server)?;
+    run.load = options.load.told(&plan, produce, 1, options.server.shards);
+    let request = Request { records: 1, size: produce.accepted_size() };
+    produce.elsewhere();
+    run.result = target.measure(&plan, produce, request, &mut |_| ())?;
+    Ok(run)
+}
+
+fn limit(
+    options: &Options,
+    target: &Target,
+    produce: &mut Produce,
+) -> Result<Option<Limit>, String> {
+    if options.no_limit {
+        return Ok(None);
+    }
+    let plan = options.load.plan(produce, Some(options.rate), IN_FLIGHT_MAX);
+    measure::limits(&plan, produce, target.directory(), options.server.sync).map(Some)
+}
+
+fn sweep(options: &Options, target: &Target, produce: &mut Produce) -> Result<(), String> {
+    let mut sweep = Sweep::new(options.rate);
+    while let Some(rate) = sweep.next_rate() {
+        let run = one(options, target, produce, rate)?;
+        options.output.write(&run)?;
+        let is_good = sweep.judge(&run.result, rate, options.bound);
+        tell(&run);
+        sweep.add(Probe { rate, is_good });
+    }
+    match sweep.knee() {
+        Some(knee) => {
+            eprintln!("knee: {knee:.0} requests/s keep the 99th percentile in {:?}", options.bound);
+        }
+        None => eprintln!("no rate that was tried keeps the bound"),
+    }
+    Ok(())
+}
+
+/// A line for people.
+fn tell(run: &Run) {
+    let result = &run.result;
+    let show = |name: &str, of: &Percentiles| {
+        eprintln!(
+            "  {name:<8} p50 {:>9.1} p90 {:>9.1} p99 {:>9.1} p99.9 {:>9.1} p99.99 {:>9.1} max {:>9.1} us",
+            of.p50, of.p90, of.p99, of.p999, of.p9999, of.max
+        );
+    };
+    eprintln!(
+        "round {}: {:.0} records/s of {:.0}; refused {}, unanswered {}; processor seconds: server {:.2}, client {:.2}",
+        run.round,
+        result.records_per_second,
+        run.load.requests_per_second.unwrap_or_default() * run.load.records_per_request as f64,
+        result.refused,
+        result.unanswered,
+        result.cost.server_cpu_seconds.unwrap_or_default(),
+        result.cost.client_cpu_seconds,
+    );
+    show("result", &result.latency.percentiles);
+    if let Some(limit) = &run.limit {
+        let parts = [
+            ("limit", &limit.acknowledgement),
+            ("echo", &limit.echo),
+            ("write", &limit.durable_write),
+        ];
+        for (name, latency) in parts {
+            if let Some(latency) = latency {
+                show(name, &latency.percentiles);
+            }
+        }
+    }
+    if let Some(ratio) = &run.ratio_to_limit {
+        let shown = |of: Option<f64>| of.map_or("-".to_owned(), |of| format!("{of:.2}"));
+        eprintln!(
+            "  ratio    p50 {} p99 {} p99.9 {}",
+            shown(ratio.p50),
+            shown(ratio.p99),
+            shown(ratio.p999)
+        );
+    }
+}
+
+/// The median of the rounds' ratios, and how far they spread.
+fn tell_median(runs: &[Run]) {
+    let mut ratios: Vec<f64> =
+        runs.iter().filter_map(|run| run.ratio_to_limit.as_ref()?.p50).collect();
+    ratios.sort_by(f64::total_cmp);
+    if let (Some(least), Some(most)) = (ratios.first(), ratios.last()) {
+        let median = ratios[ratios.len() / 2];
+        eprintln!("median ratio of p50 to the limit: {median:.2} ({least:.2} to {most:.2})");
+    }
+}
+
+/// A rate above zero.
+pub fn parse_rate(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(rate) if rate > 0.0 && rate <= 1e9 => Ok(rate),
+        _ => Err("write how many a second, above zero".to_owned()),
+    }
+}

@@ -1,0 +1,308 @@
+//! One measurement: a server, a load, and what it cost.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::client::{Client, Leaders};
+use crate::limit::{self, Answerer, LimitFile};
+use crate::load::kafka::{Produce, Shape};
+use crate::load::{self, Mark, Outcome, Plan, Protocol};
+use crate::machine::{self, Device, DeviceCounters};
+use crate::node::{self, Node};
+use crate::options::{LoadOptions, ServerOptions};
+use crate::run::{Cost, FORMAT, Latency, Limit, Load, Measured, Point, Run};
+
+/// Longest wait for answers after the load.
+pub const DRAIN: Duration = Duration::from_secs(30);
+
+/// Requests that may wait for answers when a rate is asked for: more than any server lives with.
+pub const IN_FLIGHT_MAX: u64 = 1_000_000;
+
+/// The server of a run.
+pub struct Target {
+    /// If it is ours.
+    pub node: Option<Node>,
+    address: SocketAddr,
+    pid: Option<u32>,
+    directory: PathBuf,
+    device: Option<Device>,
+}
+
+impl Target {
+    /// Starts a node, or takes the one that runs.
+    pub fn open(options: &ServerOptions) -> Result<Self, String> {
+        let (node, address, pid, directory) = match options.address {
+            Some(address) => {
+                let directory = match &options.data_dir {
+                    Some(path) => path.clone(),
+                    None => node::default_scratch()?,
+                };
+                let says = |error: std::io::Error| format!("{}: {error}", directory.display());
+                std::fs::create_dir_all(&directory).map_err(says)?;
+                (None, address, options.server_pid, directory)
+            }
+            None => {
+                let node = Node::start(&options.node())?;
+                let (address, pid) = (node.kafka(), node.pid());
+                let directory = node.directory().to_owned();
+                (Some(node), address, Some(pid), directory)
+            }
+        };
+        machine::check_keeps(&directory)?;
+        let device = Device::of(&directory);
+        Ok(Self { node, address, pid, directory, device })
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// A directory on its file system.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// Its process, if it is known.
+    pub fn pid(&self) -> Option<u32> {
+        self.pid
+    }
+
+    /// Makes a topic and says where its partitions are led.
+    pub fn make_topic(
+        &self,
+        name: &str,
+        partitions: u32,
+        configs: &[(&str, &str)],
+    ) -> Result<Leaders, String> {
+        let mut client = Client::open(self.address).map_err(|error| error.to_string())?;
+        client.create_topic(name, Some(partitions), configs)?;
+        client.leaders(name)
+    }
+
+    /// Stops it, if it is ours.
+    pub fn close(self) -> Result<(), String> {
+        match self.node {
+            Some(node) => node.stop(),
+            None => Ok(()),
+        }
+    }
+
+    /// A run without results.
+    pub fn describe(&self, kind: &str, options: &ServerOptions) -> Result<Run, String> {
+        let binary = self.node.as_ref().map(Node::binary);
+        let (commit, notes) = machine::commit(binary);
+        let mut configuration = BTreeMap::new();
+        let mut arguments = options.server_arg.iter();
+        while let Some(name) = arguments.next() {
+            let name = name.trim_start_matches('-');
+            let (name, value) = match name.split_once('=') {
+                Some((name, value)) => (name.to_owned(), value.to_owned()),
+                None => (name.to_owned(), arguments.next().cloned().unwrap_or_default()),
+            };
+            configuration.insert(name, value);
+        }
+        Ok(Run {
+            format: FORMAT,
+            kind: kind.to_owned(),
+            system: options.system.clone(),
+            started_unix_ms: crate::now_ms() as u64,
+            round: 1,
+            command: std::env::args().collect(),
+            commit,
+            machine: machine::facts(&self.directory)?,
+            sync_method: options.sync.name().to_owned(),
+            configuration,
+            notes,
+            ..Run::default()
+        })
+    }
+
+    /// Runs a load and adds up what it cost.
+    pub fn measure(
+        &self,
+        plan: &Plan,
+        protocol: &mut impl Protocol,
+        request: Request,
+        on_piece: &mut dyn FnMut(Point),
+    ) -> Result<Measured, String> {
+        let mut meter = Meter::new(self);
+        let outcome = load::run(plan, protocol, &mut |mark| match mark {
+            Mark::Begin => meter.begin = meter.read(),
+            Mark::Piece(point) => on_piece(point),
+            Mark::End => meter.end = meter.read(),
+        })?;
+        Ok(to_measured(outcome, request, &meter))
+    }
+}
+
+/// What one request carries.
+#[derive(Debug, Clone, Copy)]
+pub struct Request {
+    /// Records.
+    pub records: u64,
+    /// Bytes of them as sent.
+    pub size: u64,
+}
+
+/// Counters around the measured time.
+struct Meter<'a> {
+    target: &'a Target,
+    begin: Reading,
+    end: Reading,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct Reading {
+    cpu_seconds: Option<f64>,
+    device: Option<DeviceCounters>,
+}
+
+impl<'a> Meter<'a> {
+    fn new(target: &'a Target) -> Self {
+        Self { target, begin: Reading::default(), end: Reading::default() }
+    }
+
+    fn read(&self) -> Reading {
+        Reading {
+            cpu_seconds: self.target.pid.and_then(machine::process_cpu_seconds),
+            device: self.target.device.as_ref().and_then(Device::counters),
+        }
+    }
+}
+
+fn to_measured(outcome: Outcome, request: Request, meter: &Meter<'_>) -> Measured {
+    let records = outcome.answered * request.records;
+    let accepted_bytes = outcome.answered * request.size;
+    let per_million =
+        |seconds: f64| if records == 0 { 0.0 } else { seconds * 1e6 / records as f64 };
+    let cpu = meter.end.cpu_seconds.zip(meter.begin.cpu_seconds).map(|(end, begin)| end - begin);
+    let device = meter.end.device.zip(meter.begin.device).map(|(end, begin)| end.since(begin));
+    let source = meter.target.device.as_ref().map(Device::source).unwrap_or_default();
+    let cost = Cost {
+        server_cpu_seconds: cpu,
+        server_cpu_seconds_per_million_records: cpu.map(per_million),
+        client_cpu_seconds: outcome.client_cpu_seconds,
+        client_cpu_seconds_per_million_records: per_million(outcome.client_cpu_seconds),
+        device_written_bytes: device.map(|device| device.written_bytes),
+        device_writes: device.map(|device| device.writes),
+        device_flushes: device.map(|device| device.flushes),
+        device_source: source,
+        device_bytes_per_accepted_byte: device
+            .filter(|_| accepted_bytes > 0)
+            .map(|device| device.written_bytes as f64 / accepted_bytes as f64),
+    };
+    Measured {
+        seconds: outcome.seconds,
+        requests: outcome.answered,
+        records,
+        accepted_bytes,
+        records_per_second: records as f64 / outcome.seconds,
+        refused: outcome.refused,
+        unanswered: outcome.unanswered,
+        send_delay_us: outcome.send_delay_us,
+        latency: outcome.latency,
+        series: outcome.series,
+        cost,
+    }
+}
+
+impl LoadOptions {
+    /// The requests of this load.
+    pub fn shape(&self, records: usize) -> Shape {
+        let topic = self.topic.clone();
+        Shape {
+            topic: topic.unwrap_or_else(|| format!("bench-{:08x}", crate::random() as u32)),
+            record_size: self.size as usize,
+            records,
+            keys: self.keys,
+            compression: self.compression.compression(),
+            connections: self.connections as usize,
+        }
+    }
+
+    /// The plan of this load.
+    pub fn plan(&self, produce: &Produce, per_second: Option<f64>, in_flight_max: u64) -> Plan {
+        Plan {
+            addresses: produce.addresses(),
+            per_second,
+            arrivals: self.arrivals,
+            gather: Duration::ZERO,
+            in_flight_max,
+            warm_up: self.warm_up,
+            duration: self.duration,
+            piece: Duration::from_secs(1),
+            drain: DRAIN,
+            spin: self.spin,
+        }
+    }
+
+    /// The load as it is told in a run.
+    pub fn told(&self, plan: &Plan, produce: &Produce, records: usize, shards: u16) -> Load {
+        let arrivals = match plan.per_second {
+            Some(_) => format!("{:?}", plan.arrivals).to_lowercase(),
+            None => "closed".to_owned(),
+        };
+        Load {
+            requests_per_second: plan.per_second,
+            arrivals,
+            in_flight_max: plan.in_flight_max,
+            record_size: self.size.into(),
+            records_per_request: records as u64,
+            request_size: produce.request_size(),
+            partitions: self.partitions,
+            connections: self.connections,
+            keys: self.keys,
+            compression: self.compression.name(),
+            acks: "all".to_owned(),
+            warm_up_seconds: plan.warm_up.as_secs_f64(),
+            duration_seconds: plan.duration.as_secs_f64(),
+            shards: shards.into(),
+        }
+    }
+}
+
+/// The same load against the least server; its latencies and its processor seconds.
+pub fn answered_by_limit(
+    plan: &Plan,
+    produce: &mut Produce,
+    file: Option<LimitFile>,
+) -> Result<(Latency, Option<f64>), String> {
+    let answerer = Answerer::start(file, produce.answer_frame())?;
+    let plan = Plan { addresses: vec![answerer.address(); plan.addresses.len()], ..plan.clone() };
+    produce.elsewhere();
+    let task = answerer.task();
+    let (mut begin, mut end) = (None, None);
+    let outcome = load::run(&plan, produce, &mut |mark| match mark {
+        Mark::Begin => begin = machine::task_cpu_seconds(task),
+        Mark::Piece(_) => {}
+        Mark::End => end = machine::task_cpu_seconds(task),
+    });
+    answerer.stop()?;
+    let latency = outcome?.latency;
+    Ok((latency, end.zip(begin).map(|(end, begin)| end - begin)))
+}
+
+/// The limits of a load on a file system.
+pub fn limits(
+    plan: &Plan,
+    produce: &mut Produce,
+    directory: &Path,
+    method: limit::SyncMethod,
+) -> Result<Limit, String> {
+    let depth_one = Duration::from_secs(1).min(plan.duration);
+    let durable_write = limit::durable_writes(directory, method, depth_one)?;
+    let file = LimitFile::create(directory, limit::FILE_SIZE, method)?;
+    let (acknowledgement, cpu) = answered_by_limit(plan, produce, Some(file))?;
+    let shorter = Plan { duration: plan.duration.min(Duration::from_secs(5)), ..plan.clone() };
+    let (echo, _) = answered_by_limit(&shorter, produce, None)?;
+    Ok(Limit {
+        acknowledgement: Some(acknowledgement),
+        echo: Some(echo),
+        durable_write: Some(durable_write),
+        sequential_bytes_per_second: None,
+        acknowledgement_cpu_seconds: cpu,
+    })
+}
