@@ -1,5 +1,6 @@
 //! Load and data for measurements. One file for each subcommand.
 
+mod compare;
 mod fill;
 mod latency;
 
@@ -14,6 +15,7 @@ mod machine;
 mod node;
 mod peers;
 mod run;
+mod summary;
 
 use std::fs::File;
 use std::io::Read;
@@ -36,12 +38,15 @@ enum Subcommands {
     Fill(fill::Options),
     /// How long a record waits for its durable acknowledgement, beside the limit.
     Latency(latency::Options),
+    /// Tidemill beside its peers, one after another in rounds.
+    Compare(compare::Options),
 }
 
 fn main() -> ExitCode {
     let result = match Arguments::parse().subcommand {
         Subcommands::Fill(options) => fill::run(&options),
         Subcommands::Latency(options) => latency::run(&options),
+        Subcommands::Compare(options) => compare::run(&options),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,8 +1,8 @@
 // The same third-party client against every server that speaks Kafka's protocol: as many records as
 // go through with a number of them in flight, and then all of them back.
 //
-//	franz produce BROKER TOPIC seconds=S warmup=S size=N inflight=N [acks=all] [linger_ms=N]
-//	franz consume BROKER TOPIC records=N
+//	franz produce BROKER TOPIC seconds=S warmup=S size=N inflight=N [linger_ms=N]
+//	franz consume BROKER TOPIC records=N warmup=N
 //
 // Says "begin" when the measured time begins and "end" when it is over, each on a line and when it
 // is, so that whoever started it can look at the server then. Then one line: records=N seconds=S.
@@ -102,10 +102,19 @@ func consume(broker, topic string, options map[string]string) {
 		fail("client", err)
 	}
 	defer client.Close()
-	wanted := number(options, "records", 1)
-	began := time.Now()
+	poll(client, number(options, "warmup", 0))
 	fmt.Println("begin")
-	for got := 0; got < wanted; {
+	began := time.Now()
+	got := poll(client, number(options, "records", 1))
+	took := time.Since(began)
+	fmt.Println("end")
+	fmt.Printf("records=%d seconds=%.6f total=%d\n", got, took.Seconds(), got)
+}
+
+// Takes at least so many records, and says how many it took.
+func poll(client *kgo.Client, wanted int) int {
+	got := 0
+	for got < wanted {
 		ctx, cancel := context.WithTimeout(context.Background(), patience)
 		fetches := client.PollFetches(ctx)
 		cancel()
@@ -115,9 +124,7 @@ func consume(broker, topic string, options map[string]string) {
 		fetches.EachError(func(_ string, _ int32, err error) { fail("consume", err) })
 		got += fetches.NumRecords()
 	}
-	took := time.Since(began)
-	fmt.Println("end")
-	fmt.Printf("records=%d seconds=%.6f total=%d\n", wanted, took.Seconds(), wanted)
+	return got
 }
 
 func makeValues(size int) [][]byte {
