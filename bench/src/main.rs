@@ -1,6 +1,7 @@
 //! Load and data for measurements. One file for each subcommand.
 
 mod agree;
+mod compare;
 mod fetch;
 mod fill;
 mod latency;
@@ -18,7 +19,9 @@ mod limit;
 mod load;
 mod machine;
 mod node;
+mod peers;
 mod run;
+mod summary;
 
 use std::fs::File;
 use std::io::Read;
@@ -51,6 +54,8 @@ enum Subcommands {
     Recovery(recovery::Options),
     /// Hours at a steady rate: nothing may grow, nothing may drift.
     Soak(soak::Options),
+    /// Tidemill beside its peers, one after another in rounds.
+    Compare(compare::Options),
 }
 
 fn main() -> ExitCode {
@@ -62,6 +67,7 @@ fn main() -> ExitCode {
         Subcommands::Agree(options) => agree::run(&options),
         Subcommands::Recovery(options) => recovery::run(&options),
         Subcommands::Soak(options) => soak::run(&options),
+        Subcommands::Compare(options) => compare::run(&options),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

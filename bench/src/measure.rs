@@ -82,6 +82,11 @@ impl Target {
         client.leaders(name)
     }
 
+    /// Where the partitions of a topic are led.
+    pub fn leaders(&self, name: &str) -> Result<Leaders, String> {
+        Client::open(self.address).map_err(|error| error.to_string())?.leaders(name)
+    }
+
     /// Stops it, if it is ours.
     pub fn close(self) -> Result<(), String> {
         match self.node {
