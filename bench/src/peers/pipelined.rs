@@ -51,7 +51,7 @@ impl<P> Pipelined<P> {
                 }
                 (Which::Number(request), is_whole, all_good)
             }
-            Which::Next | Which::UpTo(_) => {
+            Which::Next => {
                 assert!(which == Which::Next, "no peer answers several at once");
                 self.answered[connection] += 1;
                 self.is_refused[connection] |= !is_good;
