@@ -45,9 +45,7 @@ fn serve(config: Config) -> ExitCode {
 }
 
 fn log_to_stderr(config: &Config) {
-    // glommio probes each file for polled I/O and calls a refusal an error; it is none.
-    let quiet = "glommio::reactor=off".parse().expect("a directive");
-    let filter = EnvFilter::builder().parse_lossy(&config.log_level.0).add_directive(quiet);
+    let filter = EnvFilter::builder().parse_lossy(&config.log_level.0);
     let subscriber = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_ansi(io::stderr().is_terminal())

@@ -13,6 +13,8 @@ use tempfile::TempDir;
 
 /// Where the first version of control groups has its limits for block devices.
 const BLKIO: &str = "/sys/fs/cgroup/blkio";
+/// Where the second version has all of its groups.
+const UNIFIED: &str = "/sys/fs/cgroup";
 
 /// A file system in a file, mounted until this goes out of scope.
 #[derive(Debug)]
@@ -98,9 +100,50 @@ pub fn fill(path: &Path) -> io::Result<()> {
     file.sync_all()
 }
 
+/// The two versions of control groups that kernels have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Version {
+    One,
+    Two,
+}
+
+impl Version {
+    /// The file of a group that limits writes.
+    fn file(self) -> &'static str {
+        match self {
+            Version::One => "blkio.throttle.write_iops_device",
+            Version::Two => "io.max",
+        }
+    }
+
+    /// What is written to it.
+    fn line(self, device: &str, writes_per_second: Option<u64>) -> String {
+        match (self, writes_per_second) {
+            (Version::One, limit) => format!("{device} {}", limit.unwrap_or(0)),
+            (Version::Two, Some(limit)) => format!("{device} wiops={limit}"),
+            (Version::Two, None) => format!("{device} wiops=max"),
+        }
+    }
+}
+
+/// Where groups with limits for block devices can be made.
+fn limits_of(blkio: &Path, unified: &Path) -> Result<(PathBuf, Version), String> {
+    if blkio.join("cgroup.procs").exists() {
+        return Ok((blkio.to_owned(), Version::One));
+    }
+    let controllers = fs::read_to_string(unified.join("cgroup.controllers")).unwrap_or_default();
+    if !controllers.split_whitespace().any(|name| name == "io") {
+        return Err("no control groups with limits for block devices".into());
+    }
+    let control = unified.join("cgroup.subtree_control");
+    fs::write(&control, "+io").map_err(|error| format!("{}: {error}", control.display()))?;
+    Ok((unified.to_owned(), Version::Two))
+}
+
 /// Makes a volume slow for the processes that it is told of.
 #[derive(Debug)]
 pub struct Throttle {
+    version: Version,
     group: PathBuf,
     device: String,
 }
@@ -110,9 +153,10 @@ impl Throttle {
     pub fn new(volume: &Volume) -> Result<Throttle, String> {
         let device = fs::metadata(volume.path()).map_err(|error| error.to_string())?.dev();
         let device = format!("{}:{}", libc::major(device), libc::minor(device));
-        let group = Path::new(BLKIO).join(format!("tidemill-{}", std::process::id()));
+        let (parent, version) = limits_of(Path::new(BLKIO), Path::new(UNIFIED))?;
+        let group = parent.join(format!("tidemill-{}", std::process::id()));
         fs::create_dir(&group).map_err(|error| format!("{}: {error}", group.display()))?;
-        let throttle = Throttle { group, device };
+        let throttle = Throttle { version, group, device };
         throttle.set(None).map_err(|error| format!("no limit can be set: {error}"))?;
         Ok(throttle)
     }
@@ -124,9 +168,8 @@ impl Throttle {
 
     /// At most so many writes a second, or as many as there are.
     pub fn set(&self, writes_per_second: Option<u64>) -> io::Result<()> {
-        // Zero is no limit.
-        let line = format!("{} {}", self.device, writes_per_second.unwrap_or(0));
-        fs::write(self.group.join("blkio.throttle.write_iops_device"), line)
+        let line = self.version.line(&self.device, writes_per_second);
+        fs::write(self.group.join(self.version.file()), line)
     }
 }
 
@@ -135,5 +178,40 @@ impl Drop for Throttle {
         // A process may still be in it, and then it stays, without a limit.
         let _ = self.set(None);
         let _ = fs::remove_dir(&self.group);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_limit_is_written_as_each_version_wants_it() {
+        for (version, limit, line) in [
+            (Version::One, Some(20), "7:0 20"),
+            (Version::One, None, "7:0 0"),
+            (Version::Two, Some(20), "7:0 wiops=20"),
+            (Version::Two, None, "7:0 wiops=max"),
+        ] {
+            assert_eq!(version.line("7:0", limit), line);
+        }
+    }
+
+    #[test]
+    fn the_version_that_has_the_limits_is_found() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let [blkio, unified] = ["blkio", "unified"].map(|name| directory.path().join(name));
+        fs::create_dir(&unified).expect("a new directory");
+        let controllers = unified.join("cgroup.controllers");
+        assert!(limits_of(&blkio, &unified).is_err(), "there is none");
+        fs::write(&controllers, "cpuset hugetlb\n").expect("a file");
+        assert!(limits_of(&blkio, &unified).is_err(), "it has no limits for block devices");
+        fs::write(&controllers, "cpuset io memory\n").expect("a file");
+        assert_eq!(limits_of(&blkio, &unified), Ok((unified.clone(), Version::Two)));
+        let control = fs::read_to_string(unified.join("cgroup.subtree_control"));
+        assert_eq!(control.expect("it was written"), "+io");
+        fs::create_dir(&blkio).expect("a new directory");
+        fs::write(blkio.join("cgroup.procs"), "").expect("a file");
+        assert_eq!(limits_of(&blkio, &unified), Ok((blkio, Version::One)));
     }
 }

@@ -1,37 +1,26 @@
 //! The real process on a real file system on a drive of ours: its power is cut, it lies, it fails,
 //! it runs full, it has bad sectors.
 //!
-//! `RECORDED_DISK_IMAGES` and `RECORDED_DISK_SEED` look for longer, or at something else:
-//! `RECORDED_DISK_IMAGES=20000 RECORDED_DISK_SEED=7 cargo test --release -p tidemill-tests --test
-//! recorded_disk -- --nocapture power_cut`.
+//! The program `power_cuts` tries more of the power cuts than this does.
 
-use std::collections::BTreeMap;
 use std::ops::Range;
-use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
 use tidemill::exit_code::ExitCode;
 use tidemill::kafka::error_code::ErrorCode;
-use tidemill_tests::daemon::{Daemon, Options, binary};
+use tidemill_tests::daemon::Daemon;
 use tidemill_tests::note;
 use tidemill_tests::peer::{Peer, batch_of};
-use tidemill_tests::recorded::cut::{Cut, Cutter, Survivors, windows};
-use tidemill_tests::recorded::drive::{Event, Image, Recording, Trouble};
-use tidemill_tests::recorded::found;
-use tidemill_tests::recorded::history::{History, Notes};
+use tidemill_tests::recorded::cut::{Cutter, Survivors, windows};
+use tidemill_tests::recorded::drive::{Event, Trouble};
 use tidemill_tests::recorded::stand::Stand;
-use tidemill_tests::recorded::workload::{self, Producer, Workload};
+use tidemill_tests::recorded::trial::{DRIVE_SIZE, Recorded, prepare};
 use tidemill_tests::sim::random::Random;
 
-/// Room for everything that the workload leaves, with some to spare.
-const DRIVE_SIZE: u64 = 384 << 20;
-/// Large batches of each of the two lives that are recorded: each shard fills some segments.
-const BULK_COUNT: u64 = 64;
-/// Power cuts that are looked at unless `RECORDED_DISK_IMAGES` says otherwise.
-const IMAGES: u64 = 120;
-/// One image in so many is also recovered by the whole daemon.
-const DAEMON_EVERY: usize = 16;
+/// Power cuts that are looked at here.
+const LASTS: Duration = Duration::from_secs(20);
 
 /// Loop devices and cores are few: one stand at a time.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
@@ -45,138 +34,61 @@ fn with_stand(size: u64, test: impl FnOnce(Stand)) {
     }
 }
 
-fn number(variable: &str, default: u64) -> u64 {
-    let text = std::env::var(variable).ok();
-    text.map_or(default, |text| text.parse().unwrap_or_else(|_| panic!("{variable}: a number")))
-}
-
-/// A daemon on the stand's file system; not started. It ends with this thread: one that outlived
-/// the test would keep the stand's mounts.
-fn prepare(stand: &Stand, shards: u16) -> Daemon {
-    let with_us = ["setpriv", "--pdeathsig", "KILL", "--"].map(String::from);
-    let binary = binary().display().to_string();
-    Daemon::prepare(Options {
-        command: with_us.into_iter().chain([binary]).collect(),
-        shards,
-        arguments: workload::arguments(),
-        scratch: Some(stand.place().into()),
-        ..Default::default()
-    })
-}
-
-/// A daemon's two lives, recorded from its first start to its clean stop, with a crash between.
-struct Recorded {
+/// A node with one shard on a file system of ours.
+struct Node {
     // Ends before what it stands on.
     daemon: Daemon,
     stand: Stand,
-    data: PathBuf,
-    recording: Recording,
-    history: History,
-    producer: Producer,
 }
 
-impl Recorded {
-    fn new(mut stand: Stand, bulk_count: u64) -> Recorded {
-        stand.mount().expect("a new file system");
-        let mut daemon = prepare(&stand, workload::SHARDS);
-        stand.drive.lock().record();
-        daemon.restart();
-        let notes = Notes::new(stand.drive.clone());
-        let mut workload = Workload::new(&notes);
-        workload.make_topics(&mut Peer::connect(daemon.kafka()));
-        workload.run(daemon.kafka(), bulk_count, || daemon.kill());
-        daemon.restart();
-        workload.run(daemon.kafka(), bulk_count, || {});
-        let producer = workload.producer().expect("it had answers").clone();
-        assert!(daemon.terminate().success());
-        stand.unmount();
-        let recording = stand.drive.lock().take_recording();
-        let data = daemon.data_dir().to_path_buf();
-        let history = notes.into_history();
-        Recorded { daemon, stand, data, recording, history, producer }
+impl Node {
+    /// Runs a test with a node and a client, or says why not.
+    fn with(size: u64, test: impl FnOnce(Node, Peer)) {
+        with_stand(size, |mut stand| {
+            stand.mount().expect("a new file system");
+            let daemon = prepare(&stand, 1);
+            let mut node = Node { daemon, stand };
+            let peer = node.start();
+            test(node, peer);
+        });
     }
 
-    /// Mounts what a power cut left, recovers it, and compares it with the promises.
-    fn check(&mut self, cut: Cut) -> Result<(), String> {
-        self.stand.insert(cut.image);
-        self.stand.mount()?;
-        let found = found::recover(&self.data);
-        self.stand.unmount();
-        self.history.judge(cut.moment, &found?)
-    }
-
-    /// The same with the whole daemon, which has to go on working, too.
-    fn check_with_daemon(&mut self, cut: Cut) -> Result<(), String> {
-        self.stand.insert(cut.image);
-        self.stand.mount()?;
+    fn start(&mut self) -> Peer {
         self.daemon.restart();
-        let mut peer = Peer::connect(self.daemon.kafka());
-        let found = found::ask(&mut peer, &self.history, cut.moment);
-        self.history.judge(cut.moment, &found)?;
-        if let Some((batch, offset)) = &self.producer.last
-            && found.records.get(&("once".into(), 0)).is_some_and(|log| log.contains_key(offset))
-        {
-            let again = peer.append("once", 0, batch.clone());
-            assert_eq!(again, *offset, "a known batch of an idempotent producer");
-        }
-        peer.make_topic("afterwards", 2);
-        for partition in 0..2 {
-            assert_eq!(peer.append("afterwards", partition, batch_of(b"first")), 0);
-            assert_eq!(peer.values("afterwards", partition, 0), [&b"first"[..]]);
-        }
-        self.daemon.kill();
+        Peer::connect(self.daemon.kafka())
+    }
+
+    /// Takes the file system down, and up again on a drive that has this.
+    fn remount(&mut self, trouble: Trouble) {
         self.stand.unmount();
-        Ok(())
+        self.set_trouble(trouble);
+        self.stand.mount().expect("the file system is whole");
+    }
+
+    fn set_trouble(&self, trouble: Trouble) {
+        self.stand.drive.lock().set_trouble(trouble);
+    }
+
+    fn refusals(&self, what: &str) -> u64 {
+        self.stand.drive.lock().refusals(what)
+    }
+
+    fn end(mut self) {
+        if self.daemon.is_started() {
+            self.daemon.kill();
+        }
+        self.stand.unmount();
     }
 }
 
 #[test]
 fn a_power_cut_anywhere_loses_nothing_that_was_acknowledged() {
-    let count = number("RECORDED_DISK_IMAGES", IMAGES);
-    let seed = number("RECORDED_DISK_SEED", 1);
     with_stand(DRIVE_SIZE, |stand| {
-        let mut recorded = Recorded::new(stand, BULK_COUNT);
-        let recording = recorded.recording.clone();
-        let windows = windows(&recording.events);
-        let writes = windows.iter().map(Range::len).sum::<usize>();
-        eprintln!(
-            "recorded {} events, {writes} writes in {} windows between flushes; {} records and {} \
-             commits were acknowledged",
-            recording.events.len(),
-            windows.len(),
-            recorded.history.record_count(),
-            recorded.history.commit_count(),
-        );
-        let mut random = Random::new(seed);
-        // Evenly over the recording, the kinds in turn: as many images as windows times kinds are
-        // all there are.
-        let tries = (0..count).map(|index| {
-            let window = (u128::from(index) * windows.len() as u128 / u128::from(count)) as usize;
-            (window, Survivors::ALL[index as usize % Survivors::ALL.len()])
-        });
-        let mut cutter = Cutter::new(&recording);
-        let mut tried: BTreeMap<String, u64> = BTreeMap::new();
-        for (index, (window, survivors)) in tries.enumerate() {
-            let window = &windows[window];
-            let cut = cutter.cut(window, survivors, &mut random);
-            let moment = cut.moment;
-            let for_daemon = index.is_multiple_of(DAEMON_EVERY);
-            let image = for_daemon.then(|| cut.image.clone());
-            let mut verdict = recorded.check(cut);
-            if let (Ok(()), Some(image)) = (&verdict, image) {
-                verdict = recorded.check_with_daemon(Cut { image, moment });
-                *tried.entry("with the daemon".into()).or_default() += 1;
-            }
-            *tried.entry(format!("{survivors:?}")).or_default() += 1;
-            if let Err(why) = verdict {
-                panic!(
-                    "seed {seed}, image {index}, {survivors:?} of {window:?} at {moment}: {why}"
-                );
-            }
-        }
-        note::figures(&format!(
-            "recorded drive: {count} images tried, nothing lost and nothing refused: {tried:?}"
-        ));
+        let mut recorded = Recorded::full(stand);
+        eprintln!("{}", recorded.describe());
+        let tried = recorded.search(1, Some(LASTS)).unwrap_or_else(|why| panic!("{why}"));
+        assert!(tried.with_daemon > 0);
+        note::figures(&format!("recorded drive: {tried}"));
     });
 }
 
@@ -186,7 +98,7 @@ fn a_power_cut_anywhere_loses_nothing_that_was_acknowledged() {
 fn a_drive_that_forgets_what_it_flushed_is_found_out() {
     const FORGOTTEN: usize = 10;
     with_stand(DRIVE_SIZE, |stand| {
-        let mut recorded = Recorded::new(stand, 8);
+        let mut recorded = Recorded::new(stand, &[4]);
         let recording = recorded.recording.clone();
         let windows = windows(&recording.events);
         let lies: Vec<(&Range<usize>, Range<usize>)> = windows
@@ -200,9 +112,9 @@ fn a_drive_that_forgets_what_it_flushed_is_found_out() {
         let mut verdicts = Vec::new();
         for (honest, lie) in lies.iter().step_by((lies.len() / 12).max(1)) {
             let cut = cutter.cut(honest, Survivors::Nothing, &mut random);
-            recorded.check(cut).expect("an honest drive");
+            recorded.check(cut, None).expect("an honest drive");
             assert!(recording.events[lie.clone()].contains(&Event::Flush));
-            verdicts.push(recorded.check(cutter.cut(lie, Survivors::Nothing, &mut random)));
+            verdicts.push(recorded.check(cutter.cut(lie, Survivors::Nothing, &mut random), None));
         }
         eprintln!("a lying drive: {verdicts:?}");
         let lost =
@@ -218,32 +130,25 @@ fn a_drive_that_fails_ends_the_process_and_a_restart_has_everything() {
     let no_flushes = Trouble { refuses_flushes: true, ..Default::default() };
     let no_writes = Trouble { refuses_writes: true, ..Default::default() };
     for (trouble, what) in [(no_flushes, "flush"), (no_writes, "write")] {
-        with_stand(128 << 20, |mut stand| {
-            stand.mount().expect("a new file system");
-            let mut daemon = prepare(&stand, 1);
-            daemon.restart();
-            let mut peer = Peer::connect(daemon.kafka());
+        Node::with(128 << 20, |mut node, mut peer| {
             peer.make_topic("kept", 1);
             peer.append("kept", 0, batch_of(b"before"));
-            stand.drive.lock().set_trouble(trouble);
+            node.set_trouble(trouble);
             let answer = peer.produce("kept", 0, batch_of(b"meanwhile"));
             assert!(answer.is_err(), "not durable, and answered: {answer:?}");
             let code = ExitCode::DiskFailed.number();
-            assert_eq!(daemon.wait_exit().code(), Some(code.into()));
-            let log = daemon.log().join("\n");
+            assert_eq!(node.daemon.wait_exit().code(), Some(code.into()));
+            let log = node.daemon.log().join("\n");
             assert!(log.contains("wal-") && log.contains("error"), "it says what failed: {log}");
-            assert!(stand.drive.lock().refusals(what) > 0);
-            stand.drive.lock().set_trouble(Trouble::default());
-            stand.unmount();
-            stand.mount().expect("it works again");
-            daemon.restart();
-            let mut peer = Peer::connect(daemon.kafka());
+            assert!(node.refusals(what) > 0);
+            node.set_trouble(Trouble::default());
+            node.remount(Trouble::default());
+            let mut peer = node.start();
             let values = peer.values("kept", 0, 0);
             assert_eq!(values[0], &b"before"[..]);
             assert!(values.len() == 1 || values[1..] == [&b"meanwhile"[..]], "{values:?}");
             peer.append("kept", 0, batch_of(b"after"));
-            daemon.kill();
-            stand.unmount();
+            node.end();
         });
     }
 }
@@ -258,11 +163,7 @@ fn large(number: u64) -> Bytes {
 #[test]
 fn a_full_file_system_refuses_politely_and_goes_on_when_there_is_room() {
     // The WAL takes 51 MiB of it; what is settled has to fit the rest.
-    with_stand(80 << 20, |mut stand| {
-        stand.mount().expect("a new file system");
-        let mut daemon = prepare(&stand, 1);
-        daemon.restart();
-        let mut peer = Peer::connect(daemon.kafka());
+    Node::with(80 << 20, |mut node, mut peer| {
         peer.make_topic("large", 1);
         let mut kept = 0;
         let refusal = loop {
@@ -274,17 +175,15 @@ fn a_full_file_system_refuses_politely_and_goes_on_when_there_is_room() {
             assert!(kept < 200, "more than the file system holds");
         };
         assert!(refusal.is_retriable(), "{refusal:?}");
-        daemon.wait_log("full");
+        node.daemon.wait_log("full");
         assert!(kept > 40, "{kept} fit");
         let all: Vec<Bytes> = (0..kept).map(large).collect();
         assert_eq!(peer.values("large", 0, 0), all, "readers notice nothing");
 
         // A crash on a full disk, and a start on it.
-        daemon.kill();
-        stand.unmount();
-        stand.mount().expect("it is only full");
-        daemon.restart();
-        let mut peer = Peer::connect(daemon.kafka());
+        node.daemon.kill();
+        node.remount(Trouble::default());
+        let mut peer = node.start();
         assert_eq!(peer.values("large", 0, 0), all);
 
         peer.trim("large", 0, kept as i64 - 2);
@@ -292,8 +191,8 @@ fn a_full_file_system_refuses_politely_and_goes_on_when_there_is_room() {
         assert_eq!(offset, kept as i64);
         let left: Vec<Bytes> = (kept - 2..=kept).map(large).collect();
         assert_eq!(peer.values("large", 0, kept as i64 - 2), left);
-        assert!(daemon.terminate().success());
-        stand.unmount();
+        assert!(node.daemon.terminate().success());
+        node.end();
     });
 }
 
@@ -301,83 +200,63 @@ fn a_full_file_system_refuses_politely_and_goes_on_when_there_is_room() {
 /// no promise of ours; that nothing acknowledged is lost is.
 #[test]
 fn a_thin_volume_without_room_loses_nothing_that_was_acknowledged() {
-    with_stand(256 << 20, |mut stand| {
-        stand.mount().expect("a new file system");
-        let mut daemon = prepare(&stand, 1);
-        daemon.restart();
-        let mut peer = Peer::connect(daemon.kafka());
+    Node::with(256 << 20, |mut node, mut peer| {
         peer.make_topic("large", 1);
         let mut kept = 0;
-        stand.drive.lock().set_trouble(Trouble { is_full: true, ..Default::default() });
+        node.set_trouble(Trouble { is_full: true, ..Default::default() });
         while let Ok(answer) = peer.produce("large", 0, batch_of(&large(kept))) {
             if answer.error_code != ErrorCode::None {
                 assert!(answer.error_code.is_retriable(), "{:?}", answer.error_code);
-                daemon.kill();
+                node.daemon.kill();
                 break;
             }
             kept += 1;
             assert!(kept < 200, "more than there is room for");
         }
-        let refused = stand.drive.lock().refusals("write");
+        let refused = node.refusals("write");
         assert!(refused > 0 && kept > 0, "{kept} kept, {refused} writes refused");
-        if daemon.is_started() {
+        if node.daemon.is_started() {
             let code = ExitCode::DiskFailed.number();
-            assert_eq!(daemon.wait_exit().code(), Some(code.into()));
+            assert_eq!(node.daemon.wait_exit().code(), Some(code.into()));
         }
-        stand.drive.lock().set_trouble(Trouble::default());
-        stand.unmount();
-        stand.mount().expect("there is room again");
-        daemon.restart();
-        let mut peer = Peer::connect(daemon.kafka());
+        node.set_trouble(Trouble::default());
+        node.remount(Trouble::default());
+        let mut peer = node.start();
         let found = peer.values("large", 0, 0);
         let expected: Vec<Bytes> = (0..found.len() as u64).map(large).collect();
         assert_eq!(found, expected);
         assert!(found.len() as u64 >= kept, "{} of {kept}", found.len());
-        daemon.kill();
-        stand.unmount();
+        node.end();
     });
 }
 
 #[test]
 fn a_bad_sector_in_the_log_refuses_the_start_and_is_named() {
     let marker = b"a record that is in the log alone";
-    with_stand(128 << 20, |mut stand| {
-        stand.mount().expect("a new file system");
-        let mut daemon = prepare(&stand, 1);
-        daemon.restart();
-        let mut peer = Peer::connect(daemon.kafka());
+    Node::with(128 << 20, |mut node, mut peer| {
         peer.make_topic("kept", 1);
         peer.append("kept", 0, batch_of(marker));
         peer.append("kept", 0, batch_of(b"behind it"));
-        daemon.kill();
-        stand.unmount();
-        let unreadable = stand.drive.lock().image().find(marker);
+        node.daemon.kill();
+        node.remount(Trouble::default());
+        let unreadable = node.stand.drive.lock().image().find(marker);
         assert!(!unreadable.is_empty());
-        stand.drive.lock().set_trouble(Trouble { unreadable, ..Default::default() });
-        stand.mount().expect("the file system is whole");
-        daemon.spawn();
-        assert_eq!(daemon.wait_exit().code(), Some(ExitCode::DiskFailed.number().into()));
-        let log = daemon.log().join("\n");
+        node.remount(Trouble { unreadable, ..Default::default() });
+        node.daemon.spawn();
+        assert_eq!(node.daemon.wait_exit().code(), Some(ExitCode::DiskFailed.number().into()));
+        let log = node.daemon.log().join("\n");
         assert!(log.contains("wal-00000000000000000001.seg"), "it names the file: {log}");
-        stand.unmount();
-        stand.drive.lock().set_trouble(Trouble::default());
-        stand.mount().expect("the file system is whole");
-        daemon.restart();
-        let values = Peer::connect(daemon.kafka()).values("kept", 0, 0);
+        node.remount(Trouble::default());
+        let values = node.start().values("kept", 0, 0);
         assert_eq!(values, [&marker[..], b"behind it"], "and nothing was cut off meanwhile");
-        daemon.kill();
-        stand.unmount();
+        node.end();
     });
 }
 
 #[test]
 fn a_bad_sector_in_an_extent_is_reported_to_its_readers_and_the_rest_is_served() {
     let marker = b"a record that has settled";
-    with_stand(256 << 20, |mut stand| {
-        stand.mount().expect("a new file system");
-        let mut daemon = prepare(&stand, 1);
-        daemon.restart();
-        let mut peer = Peer::connect(daemon.kafka());
+    Node::with(256 << 20, |mut node, mut peer| {
         peer.make_topic("marked", 1);
         peer.make_topic("large", 1);
         peer.append("marked", 0, batch_of(marker));
@@ -385,44 +264,37 @@ fn a_bad_sector_in_an_extent_is_reported_to_its_readers_and_the_rest_is_served()
         for number in 0..60 {
             peer.append_patiently("large", 0, &batch_of(&large(number)));
         }
-        assert!(daemon.terminate().success());
-        stand.unmount();
-        let image = stand.drive.lock().image().clone();
-        let sector = sector_of_extent(&mut stand, &daemon, &image, marker);
-        let unreadable = vec![sector];
-        stand.drive.lock().set_trouble(Trouble { unreadable, ..Default::default() });
-        stand.mount().expect("the file system is whole");
-        daemon.restart();
-        let mut peer = Peer::connect(daemon.kafka());
+        assert!(node.daemon.terminate().success());
+        let unreadable = vec![sector_of_extent(&mut node, marker)];
+        node.remount(Trouble { unreadable, ..Default::default() });
+        let mut peer = node.start();
         assert_eq!(peer.fetch("marked", 0, 0).error_code, ErrorCode::KafkaStorageError);
-        daemon.wait_log(".ext");
-        assert!(stand.drive.lock().refusals("read") > 0);
+        node.daemon.wait_log(".ext");
+        assert!(node.refusals("read") > 0);
         assert_eq!(peer.values("large", 0, 0), (0..60).map(large).collect::<Vec<_>>());
         assert_eq!(peer.append("marked", 0, batch_of(b"behind it")), 1);
         assert_eq!(peer.values("marked", 0, 1), [&b"behind it"[..]]);
-        daemon.kill();
-        stand.unmount();
+        node.end();
     });
 }
 
 /// The sector of an extent that holds this text: the one whose loss an extent's reader notices.
-fn sector_of_extent(stand: &mut Stand, daemon: &Daemon, image: &Image, text: &[u8]) -> Range<u64> {
-    for sector in image.find(text) {
-        stand.insert(image.clone());
-        let unreadable = vec![sector.clone()];
-        stand.drive.lock().set_trouble(Trouble { unreadable, ..Default::default() });
-        stand.mount().expect("the file system is whole");
-        let shard = daemon.data_dir().join("shard-0000");
-        let is_unreadable = std::fs::read_dir(shard)
+fn sector_of_extent(node: &mut Node, text: &[u8]) -> Range<u64> {
+    node.remount(Trouble::default());
+    let sectors = node.stand.drive.lock().image().find(text);
+    let shard = node.daemon.data_dir().join("shard-0000");
+    let is_extent_bad = || {
+        std::fs::read_dir(&shard)
             .expect("a shard")
             .map(|entry| entry.expect("readable").path())
             .filter(|path| path.extension().is_some_and(|extension| extension == "ext"))
-            .any(|path| std::fs::read(path).is_err());
-        stand.unmount();
-        stand.insert(image.clone());
-        if is_unreadable {
-            return sector;
-        }
-    }
-    panic!("no extent holds the text");
+            .any(|path| std::fs::read(path).is_err())
+    };
+    sectors
+        .into_iter()
+        .find(|sector| {
+            node.remount(Trouble { unreadable: vec![sector.clone()], ..Default::default() });
+            is_extent_bad()
+        })
+        .expect("an extent holds the text")
 }

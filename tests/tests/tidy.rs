@@ -81,7 +81,7 @@ fn only_the_edges_touch_the_world() {
     for file in sources(&["engine/src", "wal/src"]) {
         wrong.extend(check_world(&file.path, &file.text));
     }
-    expect_none(&wrong, "files, sockets, clocks and glommio stay at the edges");
+    expect_none(&wrong, "files, sockets, clocks and io_uring stay at the edges");
 }
 
 #[test]
@@ -200,7 +200,7 @@ fn check_world(path: &str, source: &str) -> Vec<String> {
         };
         let is_configuration = names(&["std::fs", "std::env"]);
         let is_world = names(&[
-            "glommio",
+            "io_uring",
             "libc",
             "memmap2",
             "socket2",

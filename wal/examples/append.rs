@@ -13,11 +13,10 @@ use std::hash::{BuildHasher, Hasher, RandomState};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use glommio::{LocalExecutorBuilder, Placement};
 use tidemill_wal::commit::{FrameWrite, Log, LogOptions};
 use tidemill_wal::disk::{
-    Background, Directory, DirectoryOptions, DiskFault, Pace, SegmentWriter, SyncMethod,
-    probe_disk, probe_io_uring,
+    Background, Directory, DirectoryOptions, DiskFault, FrameBuffer, Pace, SegmentWriter,
+    SyncMethod, probe_disk,
 };
 use tidemill_wal::format::{FrameKind, SegmentId, Sequence, ShardEpoch, ShardId};
 use tidemill_wal::limits::{SEGMENT_COUNT_MAX_DEFAULT, SEGMENT_READY_COUNT, SEGMENT_SIZE_MIN};
@@ -43,9 +42,6 @@ const OPTIONS: LogOptions = LogOptions {
 
 const RECORD_SIZE: usize = 100;
 
-/// Small enough for a user who may lock little memory.
-const IO_MEMORY: usize = 1 << 20;
-
 fn main() -> Result<(), Box<dyn Error>> {
     let mut arguments = std::env::args().skip(1);
     let path = match arguments.next() {
@@ -56,7 +52,6 @@ fn main() -> Result<(), Box<dyn Error>> {
     let producer_count: usize = arguments.next().map_or(Ok(16), |text| text.parse())?;
     let producer_count = producer_count.max(1);
 
-    probe_io_uring()?;
     let options = DirectoryOptions {
         wal: path.clone(),
         data: path.clone(),
@@ -72,8 +67,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     // Kept to the end: nobody else may write here.
     let _lock = directory.into_lock();
 
-    let executor = LocalExecutorBuilder::new(Placement::Unbound).io_memory(IO_MEMORY).make()?;
-    executor.run(append(path, log, record_count, producer_count))?;
+    append(path, log, record_count, producer_count)?;
     Ok(())
 }
 
@@ -107,13 +101,14 @@ fn recover(directory: &mut Directory) -> Result<Log, Box<dyn Error>> {
 
 /// One loop appends and writes; each producer has one record on its way at a time, and its next
 /// one comes when that is durable.
-async fn append(
+fn append(
     path: PathBuf,
     mut log: Log,
     record_count: usize,
     producer_count: usize,
 ) -> Result<(), DiskFault> {
-    let background = Background::new(path.clone(), path.clone(), Pace::default());
+    let mut background = Background::new(path.clone(), path.clone(), Pace::default());
+    let mut buffer = FrameBuffer::default();
     let mut idle_producers = producer_count;
     let mut writer: Option<SegmentWriter> = None;
     let mut frame_count = 0;
@@ -129,13 +124,13 @@ async fn append(
             println!("the log is full; a server would have settled it");
             break;
         };
-        let open = writer_for(&path, &mut writer, &write).await?;
-        open.write(write.offset, &write.bytes).await?;
+        let open = writer_for(&path, &mut writer, &write)?;
+        open.write(&mut buffer, write.offset, &write.bytes)?;
         log.on_durable(write.sequence);
         frame_count += 1;
         idle_producers += started_count - durable_count;
         durable_count = started_count;
-        prepare(&background, &mut log).await?;
+        prepare(&mut background, &mut log)?;
     }
     let elapsed = started.elapsed();
     println!(
@@ -144,33 +139,27 @@ async fn append(
         elapsed / frame_count.max(1)
     );
     if let Some(write) = log.submit_seal(clock_ms()) {
-        let open = writer_for(&path, &mut writer, &write).await?;
-        open.write(write.offset, &write.bytes).await?;
+        let open = writer_for(&path, &mut writer, &write)?;
+        open.write(&mut buffer, write.offset, &write.bytes)?;
         log.on_durable(write.sequence);
     }
-    match writer {
-        Some(writer) => writer.close().await,
-        None => Ok(()),
-    }
+    Ok(())
 }
 
 /// The writer of the segment that a frame goes to.
-async fn writer_for<'a>(
+fn writer_for<'a>(
     path: &Path,
     writer: &'a mut Option<SegmentWriter>,
     write: &FrameWrite,
 ) -> Result<&'a SegmentWriter, DiskFault> {
-    if let Some(full) = writer.take_if(|writer| writer.id() != write.segment) {
-        full.close().await?;
-    }
-    if writer.is_none() {
-        *writer = Some(SegmentWriter::open(path, write.segment, SyncMethod::Dsync).await?);
+    if writer.as_ref().is_none_or(|writer| writer.id() != write.segment) {
+        *writer = Some(SegmentWriter::open(path, write.segment, SyncMethod::Dsync)?);
     }
     Ok(writer.as_ref().expect("just opened"))
 }
 
 /// Keeps segments ready. A server does this beside its commits, not between them.
-async fn prepare(background: &Background, log: &mut Log) -> Result<(), DiskFault> {
+fn prepare(background: &mut Background, log: &mut Log) -> Result<(), DiskFault> {
     while log.ready_count() < SEGMENT_READY_COUNT && log.segment_count() < log.segment_count_max() {
         let spec = SegmentSpec {
             shard: OPTIONS.shard,
@@ -178,7 +167,7 @@ async fn prepare(background: &Background, log: &mut Log) -> Result<(), DiskFault
             nonce: random(),
             size: OPTIONS.segment_size,
         };
-        background.run(segment::prepare_ops(&spec)).await?;
+        background.run(&segment::prepare_ops(&spec))?;
         log.add_ready(spec.id, spec.nonce);
     }
     Ok(())

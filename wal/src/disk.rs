@@ -1,7 +1,7 @@
 //! The only I/O of the log: direct writes, syncs, maps, directory syncs.
 //!
-//! Two executors of the same operations: [`Directory`] blocks (start, tools, examples), and
-//! `Background` awaits glommio (a running shard). The simulator implements [`Storage`] with faults.
+//! [`Directory`] performs the operations, for a start, for tools, and on threads beside a running
+//! shard ([`Background`]). The simulator implements [`Storage`] with faults.
 
 mod background;
 mod directory;
@@ -13,8 +13,8 @@ use std::io;
 
 use bytes::Bytes;
 
-pub use self::background::{Background, Pace, SegmentWriter, SyncMethod};
-pub use self::directory::{Directory, DirectoryError, DirectoryLock, DirectoryOptions};
+pub use self::background::{Background, FrameBuffer, SegmentWriter, SyncMethod};
+pub use self::directory::{Directory, DirectoryError, DirectoryLock, DirectoryOptions, Pace};
 pub use self::extent_map::ExtentMap;
 pub use self::memory::MemoryStorage;
 pub use self::probe::{ProbeError, probe_disk, probe_io_uring};

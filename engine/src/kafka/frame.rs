@@ -12,7 +12,7 @@ use super::messages::{ApiVersionsResponse, Request};
 use super::wire::{DecodeError, Pieces, Reader, Text, Wire, Writer};
 
 /// Bytes of the length before a frame.
-const LENGTH_SIZE: usize = 4;
+pub const LENGTH_SIZE: usize = 4;
 
 /// Why a connection ends. Nothing can be answered: the other side does not speak this protocol, or
 /// not these versions.

@@ -1,26 +1,24 @@
 //! One client connection: reading whole requests, sending responses without copying records.
 //!
-//! Requests are pipelined into the session as they arrive; responses leave in request order. The
-//! shard's loop sends at once what the socket takes, several pieces with one `sendmsg`; only what
-//! the socket refuses is left to the connection's writer task. A client that does not read holds
-//! at most what it asked for so far, for nothing more is read from it then.
+//! Requests are pipelined into the session as they arrive; responses leave in request order. What
+//! the socket takes is sent at once, several pieces with one `sendmsg`; for the rest the ring says
+//! when there is room. A client that does not read holds at most what it asked for so far, for
+//! nothing more is read from it then.
 
-use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
-use std::rc::Rc;
 use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
-use futures_lite::{AsyncReadExt, AsyncWriteExt};
-use glommio::net::TcpStream;
+use socket2::Socket;
+use tidemill_wal::format::ShardId;
 
-use super::event::Event;
-use super::hub::Hub;
-use crate::command::Ticket;
-use crate::kafka::frame::{CloseReason, take_frame};
-use crate::kafka::session::{DispatchId, Session};
+use super::hub::Shared;
+use super::uring::Token;
+use crate::command::{Reply, Ticket};
+use crate::kafka::frame::{CloseReason, LENGTH_SIZE, frame_size, take_frame};
+use crate::kafka::session::{Action, DispatchId, Session};
 
 /// Requests of one connection that may be open; then nothing more is read from it.
 const REQUESTS_OPEN_MAX: usize = 128;
@@ -28,20 +26,24 @@ const REQUESTS_OPEN_MAX: usize = 128;
 /// Unsent bytes past which nothing more is read from a connection.
 const UNSENT_MAX: usize = 1 << 20;
 
-/// First read of a request: most requests fit, and an idle connection holds no more.
+/// What a connection may have received of a request whatever the receive budget: most requests
+/// fit.
 const READ_SIZE: usize = 4096;
 
-/// Growth of the buffer for larger requests, as they arrive.
-const READ_SIZE_LARGE: usize = 256 << 10;
+/// Most that one call receives, and how the buffer of a large request grows as it arrives.
+pub(super) const READ_SIZE_LARGE: usize = 256 << 10;
+
+/// Received in one go before it is another connection's turn.
+const TURN_SIZE: usize = 1 << 20;
 
 /// Pieces of one `sendmsg`, below the system's limit of 1024.
 const SEND_PIECES_MAX: usize = 64;
 
 /// How long a send waits before what is left of a response is made independent of the frames.
-const SEND_WAIT: Duration = Duration::from_secs(1);
+const SEND_WAIT_US: u64 = 1_000_000;
 
-/// A client that takes nothing for this many waits, though there is something for it, is gone.
-const SEND_WAITS_MAX: u32 = 60;
+/// A client that takes nothing for so long, though there is something for it, is gone.
+const SEND_WAIT_US_MAX: u64 = 60 * SEND_WAIT_US;
 
 /// Smaller remainders of responses are copied when a client stalls, so that a few bytes do not
 /// hold whole frames in memory.
@@ -60,181 +62,412 @@ pub(super) struct Arrival {
     pub(super) waiting_since_us: u64,
 }
 
-/// The part of a connection that the shard's loop knows.
+/// What reading waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Reading {
+    /// The client: the ring says when something came.
+    Client,
+    /// Answers that have to leave first.
+    Answers,
+    /// The shard, or the receive budget: the hub says when to go on.
+    Hub,
+}
+
+/// A socket that takes nothing.
+#[derive(Debug, Clone, Copy)]
+struct Blocked {
+    since_us: u64,
+    /// What is unsent holds no more memory than it has bytes.
+    is_compact: bool,
+}
+
+/// A connection as its shard's loop knows it.
 #[derive(Debug)]
 pub struct Connection {
     pub(super) id: ConnectionId,
-    pub(super) session: RefCell<Session>,
+    session: Session,
     /// Tickets of open dispatches.
-    pub(super) tickets: RefCell<HashMap<DispatchId, Ticket>>,
+    tickets: HashMap<DispatchId, Ticket>,
     peer: String,
-    socket: RawFd,
-    unsent: RefCell<VecDeque<Bytes>>,
-    unsent_size: Cell<usize>,
-    /// The writer task waits for the socket; nobody else sends meanwhile.
-    is_blocked: Cell<bool>,
-    is_closed: Cell<bool>,
-    /// Nothing more is read; close when everything is answered.
-    is_ending: Cell<bool>,
+    socket: Socket,
+    received: BytesMut,
+    /// The part of `received` that counts against the receive budget.
+    charged: usize,
+    reading: Reading,
+    /// The socket had something, as far as is known.
+    is_readable: bool,
+    unsent: VecDeque<Bytes>,
+    unsent_size: usize,
+    /// The socket is full: the ring says when it has room.
+    blocked: Option<Blocked>,
+    /// It is among those that the next flush sends for.
+    pub(super) is_unflushed: bool,
+    /// Nothing more is read; it ends when everything is answered.
+    is_ending: bool,
     /// When the first byte of a request came that is not whole yet.
-    began_us: Cell<Option<u64>>,
-    /// Since when the client is to send more, as opposed to this side to take more.
-    waiting_since_us: Cell<Option<u64>>,
-    can_read: Event,
-    must_write: Event,
+    began_us: Option<u64>,
+    /// When the client sent something, or came.
+    heard_us: u64,
 }
 
+/// A connection has to end, and why.
+#[derive(Debug)]
+pub(super) struct Ended(pub(super) String);
+
 impl Connection {
-    /// Takes finished responses from the session, to be sent.
-    pub(super) fn collect(&self, hub: &Hub) {
-        let mut session = self.session.borrow_mut();
+    /// Takes a connection over.
+    pub(super) fn new(id: ConnectionId, socket: Socket, now_us: u64) -> io::Result<Self> {
+        socket.set_nonblocking(true)?;
+        socket.set_tcp_nodelay(true)?;
+        keep_alive(&socket)?;
+        let peer = socket.peer_addr().ok().and_then(|peer| peer.as_socket());
+        let peer = peer.map_or_else(|| "unknown".to_owned(), |peer| peer.to_string());
+        Ok(Self {
+            id,
+            session: Session::new(peer.clone()),
+            tickets: HashMap::new(),
+            peer,
+            socket,
+            received: BytesMut::new(),
+            charged: 0,
+            reading: Reading::Hub,
+            is_readable: false,
+            unsent: VecDeque::new(),
+            unsent_size: 0,
+            blocked: None,
+            is_unflushed: false,
+            is_ending: false,
+            began_us: None,
+            heard_us: now_us,
+        })
+    }
+
+    /// The ring says that something came.
+    pub(super) fn on_readable(&mut self, shared: &mut Shared) -> Result<(), Ended> {
+        self.is_readable = true;
+        self.advance(shared)
+    }
+
+    /// The hub says that reading may go on.
+    pub(super) fn on_admitted(&mut self, shared: &mut Shared) -> Result<(), Ended> {
+        if self.reading == Reading::Hub { self.advance(shared) } else { Ok(()) }
+    }
+
+    /// The reply to a command of this connection.
+    pub(super) fn on_reply(
+        &mut self,
+        dispatch: DispatchId,
+        reply: Reply,
+        shared: &mut Shared,
+    ) -> Result<(), Ended> {
+        self.tickets.remove(&dispatch);
+        let mut actions = Vec::new();
+        let routes = shared.routes();
+        self.session.on_reply(&shared.context(&routes), dispatch, reply, &mut actions);
+        self.dispatch(actions, shared);
+        self.collect(shared);
+        if self.reading == Reading::Answers { self.advance(shared) } else { Ok(()) }
+    }
+
+    /// Reads and takes requests for as long as it may, then waits for what is missing.
+    fn advance(&mut self, shared: &mut Shared) -> Result<(), Ended> {
+        let mut turn = 0;
+        loop {
+            if self.is_ending {
+                self.reading = Reading::Answers;
+                return self.end_if_answered();
+            }
+            if !self.may_read() {
+                self.reading = Reading::Answers;
+                return Ok(());
+            }
+            if shared.is_shut() {
+                self.reading = Reading::Hub;
+                shared.wait_for_shard(self.id);
+                return Ok(());
+            }
+            match take_frame(&mut self.received, shared.limits.request_size_max) {
+                Ok(Some(frame)) => {
+                    self.began_us = (!self.received.is_empty()).then_some(self.heard_us);
+                    self.on_request(frame.freeze(), shared);
+                    self.charge(shared);
+                    continue;
+                }
+                Ok(None) => {}
+                Err(reason) => {
+                    self.log_closing(shared, &reason);
+                    return Err(Ended(reason.to_string()));
+                }
+            }
+            if !self.is_readable || turn >= TURN_SIZE {
+                self.is_readable = false;
+                self.reading = Reading::Client;
+                return shared
+                    .uring
+                    .watch_readable(self.socket.as_raw_fd(), Token::Readable(self.id.0))
+                    .map_err(|error| Ended(format!("watching failed: {error}")));
+            }
+            let is_large = self.received.len() >= READ_SIZE;
+            let is_within_budget =
+                shared.has_room_to_receive() || (is_large && shared.may_overdraw(self.id));
+            if is_large && !is_within_budget {
+                self.reading = Reading::Hub;
+                shared.wait_for_budget(self.id);
+                return Ok(());
+            }
+            turn += self.receive(is_within_budget, shared)?;
+            self.charge(shared);
+        }
+    }
+
+    fn on_request(&mut self, frame: Bytes, shared: &mut Shared) {
+        let mut actions = Vec::new();
+        let started_us = shared.clock.monotonic_us();
+        let routes = shared.routes();
+        let result =
+            self.session.on_request(&shared.context(&routes), started_us, frame, &mut actions);
+        self.dispatch(actions, shared);
+        self.collect(shared);
+        if let Err(reason) = result {
+            self.log_closing(shared, &reason);
+            self.is_ending = true;
+        }
+    }
+
+    fn dispatch(&mut self, actions: Vec<Action>, shared: &mut Shared) {
+        for action in actions {
+            match action {
+                Action::Ask { id, shard, command } => {
+                    let ticket = shared.send_command(self.id, id, shard, command);
+                    self.tickets.insert(id, ticket);
+                }
+                Action::FetchNow { id, shard } => {
+                    if let Some(ticket) = self.tickets.get(&id) {
+                        shared.send_nudge(shard, *ticket);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Takes finished responses from the session, to be sent with the next flush.
+    fn collect(&mut self, shared: &mut Shared) {
         let mut size = 0;
-        while let Some(finished) = session.next_finished() {
-            hub.on_finished(&finished);
-            // What a closed connection is still answered is not sent, nor counted as waiting to be.
-            if let Some(pieces) = finished.pieces.filter(|_| !self.is_closed.get()) {
+        while let Some(finished) = self.session.next_finished() {
+            shared.on_finished(&finished);
+            if let Some(pieces) = finished.pieces {
                 size += pieces.size();
-                self.unsent.borrow_mut().extend(pieces.pieces);
+                self.unsent.extend(pieces.pieces);
             }
             if let Some(reason) = finished.close {
-                self.log_closing(hub, &reason);
-                self.is_ending.set(true);
+                self.log_closing(shared, &reason);
+                self.is_ending = true;
             }
         }
-        if size > 0 {
-            self.unsent_size.set(self.unsent_size.get() + size);
-            hub.add_unsent(size);
+        self.unsent_size += size;
+        shared.add_unsent(size);
+        if let Some(blocked) = &mut self.blocked
+            && size > 0
+        {
+            blocked.is_compact = false;
         }
-        self.can_read.set();
+        if (size > 0 || self.is_ending) && !self.is_unflushed {
+            self.is_unflushed = true;
+            shared.unflushed.push(self.id);
+        }
     }
 
     /// Says what the client did that ends its connection.
-    fn log_closing(&self, hub: &Hub, reason: &CloseReason) {
-        if let Some(left_out) = hub.admit_line() {
+    fn log_closing(&self, shared: &Shared, reason: &CloseReason) {
+        if let Some(left_out) = shared.admit_line() {
             tracing::info!(peer = %self.peer, %reason, left_out, "closing the connection");
         }
     }
 
+    /// Receives what there is, up to a limit; the number of bytes.
+    fn receive(&mut self, is_within_budget: bool, shared: &mut Shared) -> Result<usize, Ended> {
+        let now_us = shared.clock.monotonic_us();
+        let wanted = match self.received.first_chunk::<LENGTH_SIZE>() {
+            // The size is good, or `take_frame` would have refused it.
+            Some(length) => frame_size(*length, usize::MAX).unwrap_or(0) + LENGTH_SIZE,
+            None => 0,
+        };
+        let size = if !is_within_budget {
+            READ_SIZE - self.received.len()
+        } else if wanted > READ_SIZE {
+            (wanted - self.received.len()).min(READ_SIZE_LARGE)
+        } else {
+            READ_SIZE_LARGE
+        };
+        let result = if wanted > READ_SIZE {
+            receive(&self.socket, &mut self.received, size)
+        } else {
+            // Mostly small: what is kept takes no more memory than it has bytes.
+            shared.scratch.clear();
+            let result = receive(&self.socket, &mut shared.scratch, size);
+            self.received.extend_from_slice(&shared.scratch);
+            result
+        };
+        match result {
+            Ok(0) => Err(Ended("closed by the client".to_owned())),
+            Ok(count) => {
+                self.heard_us = now_us;
+                self.began_us.get_or_insert(now_us);
+                self.is_readable = count == size;
+                Ok(count)
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                self.is_readable = false;
+                Ok(0)
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(0),
+            Err(error) => Err(Ended(format!("receiving failed: {error}"))),
+        }
+    }
+
+    /// Keeps the receive budget's account of what is held of unfinished requests.
+    fn charge(&mut self, shared: &mut Shared) {
+        let size = self.received.len();
+        if size == 0 {
+            // An idle connection holds no memory.
+            self.received = BytesMut::new();
+        }
+        if size != self.charged {
+            shared.charge_received(self.id, self.charged, size);
+            self.charged = size;
+        }
+    }
+
     /// Sends what the socket takes now.
-    pub(super) fn send(&self, hub: &Hub) {
-        if self.is_blocked.get() || self.is_closed.get() {
-            return;
+    pub(super) fn send(&mut self, shared: &mut Shared) -> Result<(), Ended> {
+        self.is_unflushed = false;
+        if self.blocked.is_none() {
+            self.try_send(shared)?;
         }
-        match self.try_send(hub) {
-            Ok(true) => self.can_read.set(),
-            Ok(false) => {
-                self.is_blocked.set(true);
-                self.must_write.set();
-            }
-            Err(error) => self.close(hub, &format!("sending failed: {error}")),
-        }
-        if self.is_ending.get() && self.unsent_size.get() == 0 {
-            self.shut_down();
-        }
+        self.end_if_answered()?;
+        if self.reading == Reading::Answers { self.advance(shared) } else { Ok(()) }
     }
 
-    /// True when nothing is left, false when the socket is full.
-    fn try_send(&self, hub: &Hub) -> io::Result<bool> {
-        loop {
-            let sent = {
-                let unsent = self.unsent.borrow();
-                if unsent.is_empty() {
-                    return Ok(true);
+    /// The ring says that the socket has room.
+    pub(super) fn on_writable(&mut self, shared: &mut Shared) -> Result<(), Ended> {
+        self.blocked = None;
+        self.send(shared)
+    }
+
+    fn try_send(&mut self, shared: &mut Shared) -> Result<(), Ended> {
+        while !self.unsent.is_empty() {
+            match send_pieces(self.socket.as_raw_fd(), &self.unsent) {
+                Ok(size) => self.on_sent(size, shared),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    let since_us = shared.clock.monotonic_us();
+                    self.blocked = Some(Blocked { since_us, is_compact: false });
+                    return shared
+                        .uring
+                        .watch_writable(self.socket.as_raw_fd(), Token::Writable(self.id.0))
+                        .map_err(|error| Ended(format!("watching failed: {error}")));
                 }
-                send_pieces(self.socket, &unsent)
-            };
-            match sent {
-                Ok(size) => self.on_sent(size, hub),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
+                Err(error) => return Err(Ended(format!("sending failed: {error}"))),
             }
         }
+        Ok(())
     }
 
-    fn on_sent(&self, size: usize, hub: &Hub) {
-        let mut unsent = self.unsent.borrow_mut();
+    fn on_sent(&mut self, size: usize, shared: &mut Shared) {
         let mut rest = size;
         while rest > 0 {
-            let front = unsent.front_mut().expect("no more is sent than there is");
+            let front = self.unsent.front_mut().expect("no more is sent than there is");
             if front.len() > rest {
                 front.advance(rest);
                 rest = 0;
             } else {
                 rest -= front.len();
-                unsent.pop_front();
+                self.unsent.pop_front();
             }
         }
-        while unsent.front().is_some_and(Bytes::is_empty) {
-            unsent.pop_front();
+        while self.unsent.front().is_some_and(Bytes::is_empty) {
+            self.unsent.pop_front();
         }
-        self.unsent_size.set(self.unsent_size.get() - size);
-        hub.subtract_unsent(size);
+        self.unsent_size -= size;
+        shared.subtract_unsent(size);
+    }
+
+    /// Looks after a client that is slow to read: what is left for it is kept small, and after a
+    /// while it is given up.
+    pub(super) fn look_after(&mut self, now_us: u64, idle_us_max: u64) -> Result<(), Ended> {
+        if let Some(blocked) = self.blocked {
+            let waited_us = now_us.saturating_sub(blocked.since_us);
+            if waited_us >= SEND_WAIT_US_MAX {
+                return Err(Ended("sending failed: the client takes nothing".to_owned()));
+            }
+            if waited_us >= SEND_WAIT_US && !blocked.is_compact {
+                self.compact();
+                self.blocked = Some(Blocked { is_compact: true, ..blocked });
+            }
+        }
+        let is_idle = self.session.open_count() == 0 && self.unsent_size == 0;
+        if is_idle && now_us.saturating_sub(self.heard_us) > idle_us_max {
+            return Err(Ended("nothing came for connection_idle_timeout".to_owned()));
+        }
+        Ok(())
     }
 
     /// Copies a small remainder, so that it does not hold the frames that it is a slice of.
-    fn compact(&self) {
-        let mut unsent = self.unsent.borrow_mut();
-        if self.unsent_size.get() <= COMPACT_SIZE_MAX {
-            let mut copy = BytesMut::with_capacity(self.unsent_size.get());
-            for piece in unsent.drain(..) {
+    fn compact(&mut self) {
+        if self.unsent_size <= COMPACT_SIZE_MAX {
+            let mut copy = BytesMut::with_capacity(self.unsent_size);
+            for piece in self.unsent.drain(..) {
                 copy.extend_from_slice(&piece);
             }
-            unsent.push_back(copy.freeze());
+            self.unsent.push_back(copy.freeze());
         }
-    }
-
-    /// Ends the connection at once.
-    pub(super) fn close(&self, hub: &Hub, reason: &str) {
-        if self.is_closed.replace(true) {
-            return;
-        }
-        tracing::debug!(peer = %self.peer, reason, "connection closed");
-        hub.subtract_unsent(self.unsent_size.replace(0));
-        self.unsent.borrow_mut().clear();
-        self.shut_down();
-        self.can_read.set();
-        self.must_write.set();
     }
 
     /// Reads nothing more, answers what is open, then ends.
-    pub(super) fn end(&self) {
-        self.is_ending.set(true);
-        self.can_read.set();
-        if self.unsent_size.get() == 0 && self.session.borrow().open_count() == 0 {
-            self.shut_down();
-        }
+    pub(super) fn end(&mut self) -> Result<(), Ended> {
+        self.is_ending = true;
+        self.end_if_answered()
     }
 
-    /// Wakes the tasks that wait on the socket.
-    fn shut_down(&self) {
-        // SAFETY: no memory is involved. The descriptor is this connection's: it is closed after
-        // `is_closed` is set, and nothing touches the socket then.
-        unsafe { libc::shutdown(self.socket, libc::SHUT_RDWR) };
+    fn end_if_answered(&self) -> Result<(), Ended> {
+        if self.is_ending && self.unsent_size == 0 && self.session.open_count() == 0 {
+            return Err(Ended("finished".to_owned()));
+        }
+        Ok(())
+    }
+
+    /// Ends the session and takes its bytes off the accounts: the commands to be cancelled. The
+    /// socket is closed when this is dropped.
+    pub(super) fn close(&mut self, shared: &mut Shared, reason: &str) -> Vec<(ShardId, Ticket)> {
+        tracing::debug!(peer = %self.peer, reason, "connection closed");
+        shared.subtract_unsent(self.unsent_size);
+        self.unsent_size = 0;
+        self.received.clear();
+        self.charge(shared);
+        // A watch would keep the socket open behind the back of its descriptor.
+        let _ = self.socket.shutdown(std::net::Shutdown::Both);
+        let open = self.session.close().into_iter();
+        open.filter_map(|(shard, id)| Some((shard, self.tickets.remove(&id)?))).collect()
     }
 
     fn may_read(&self) -> bool {
-        self.unsent_size.get() < UNSENT_MAX
-            && self.session.borrow().open_count() < REQUESTS_OPEN_MAX
-            && !self.session.borrow().holds_fetch()
+        self.unsent_size < UNSENT_MAX
+            && self.session.open_count() < REQUESTS_OPEN_MAX
+            && !self.session.holds_fetch()
     }
 
     /// A request that is not whole, and whose rest the client has to send.
     pub(super) fn slow_arrival(&self) -> Option<Arrival> {
-        let (began_us, waiting_since_us) = (self.began_us.get()?, self.waiting_since_us.get()?);
-        (!self.is_closed.get()).then_some(Arrival { began_us, waiting_since_us })
+        let began_us = self.began_us.filter(|_| self.reading == Reading::Client)?;
+        Some(Arrival { began_us, waiting_since_us: self.heard_us })
     }
 
     pub(super) fn peer(&self) -> &str {
         &self.peer
     }
 
-    pub(super) fn is_closed(&self) -> bool {
-        self.is_closed.get()
-    }
-
     pub(super) fn unsent_size(&self) -> usize {
-        self.unsent_size.get()
+        self.unsent_size
     }
 }
 
@@ -256,228 +489,21 @@ fn send_pieces(socket: RawFd, pieces: &VecDeque<Bytes>) -> io::Result<usize> {
     usize::try_from(sent).map_err(|_| io::Error::last_os_error())
 }
 
-/// Receives into the spare room of a buffer without waiting.
-fn receive(socket: RawFd, buffer: &mut BytesMut) -> io::Result<usize> {
-    let spare = buffer.spare_capacity_mut();
-    // SAFETY: the kernel writes at most `spare.len()` bytes into memory that is ours.
-    let received =
-        unsafe { libc::recv(socket, spare.as_mut_ptr().cast(), spare.len(), libc::MSG_DONTWAIT) };
-    let received = usize::try_from(received).map_err(|_| io::Error::last_os_error())?;
+/// Receives at most `size` bytes, which is not 0, behind what a buffer holds, without waiting.
+fn receive(socket: &Socket, buffer: &mut BytesMut, size: usize) -> io::Result<usize> {
+    buffer.reserve(size);
+    let room = &mut buffer.spare_capacity_mut()[..size];
+    let count = socket.recv_with_flags(room, libc::MSG_DONTWAIT)?;
     // SAFETY: that many bytes after the old length are written now.
-    unsafe { buffer.set_len(buffer.len() + received) };
-    Ok(received)
-}
-
-/// Serves a connection until either side ends it.
-pub(super) fn serve(hub: &Rc<Hub>, mut stream: TcpStream) -> io::Result<()> {
-    let peer = stream.peer_addr().map_or_else(|_| "unknown".to_owned(), |peer| peer.to_string());
-    stream.set_nodelay(true).map_err(io::Error::from)?;
-    keep_alive(stream.as_raw_fd())?;
-    let writer = duplicate(&stream)?;
-    stream.set_read_timeout(Some(hub.limits.connection_idle_timeout)).map_err(io::Error::from)?;
-    writer.set_write_timeout(Some(SEND_WAIT)).map_err(io::Error::from)?;
-    let connection = Rc::new(Connection {
-        id: hub.next_connection(),
-        session: RefCell::new(Session::new(peer.clone())),
-        tickets: RefCell::default(),
-        peer,
-        socket: stream.as_raw_fd(),
-        unsent: RefCell::default(),
-        unsent_size: Cell::new(0),
-        is_blocked: Cell::new(false),
-        is_closed: Cell::new(false),
-        is_ending: Cell::new(false),
-        began_us: Cell::new(None),
-        waiting_since_us: Cell::new(None),
-        can_read: Event::default(),
-        must_write: Event::default(),
-    });
-    hub.open(connection.clone());
-    let write_hub = hub.clone();
-    let write_connection = connection.clone();
-    glommio::spawn_local(async move { write(&write_hub, &write_connection, writer).await })
-        .detach();
-    let hub = hub.clone();
-    glommio::spawn_local(async move {
-        let reason = read(&hub, &connection, &mut stream).await;
-        hub.remove(&connection);
-        connection.close(&hub, &reason);
-        // Not before: a closed descriptor's number may be another connection's at once, and what
-        // is done to this one's would be done to that.
-        drop(stream);
-    })
-    .detach();
-    Ok(())
-}
-
-/// A second handle, so that reading and writing wait independently.
-fn duplicate(stream: &TcpStream) -> io::Result<TcpStream> {
-    use std::os::fd::{BorrowedFd, FromRawFd, IntoRawFd};
-    // SAFETY: the stream is open for the length of this call.
-    let borrowed = unsafe { BorrowedFd::borrow_raw(stream.as_raw_fd()) };
-    let owned = borrowed.try_clone_to_owned()?;
-    // SAFETY: the descriptor is ours and a socket.
-    Ok(unsafe { TcpStream::from_raw_fd(owned.into_raw_fd()) })
+    unsafe { buffer.set_len(buffer.len() + count) };
+    Ok(count)
 }
 
 /// A half-open connection is noticed within minutes.
-fn keep_alive(socket: RawFd) -> io::Result<()> {
-    use std::os::fd::BorrowedFd;
-    // SAFETY: the stream is open for the length of this call.
-    let borrowed = unsafe { BorrowedFd::borrow_raw(socket) };
+fn keep_alive(socket: &Socket) -> io::Result<()> {
     let settings = socket2::TcpKeepalive::new()
         .with_time(Duration::from_secs(60))
         .with_interval(Duration::from_secs(20))
         .with_retries(3);
-    socket2::SockRef::from(&borrowed).set_tcp_keepalive(&settings)
-}
-
-async fn read(hub: &Rc<Hub>, connection: &Rc<Connection>, stream: &mut TcpStream) -> String {
-    let mut received = BytesMut::new();
-    let mut charged = Charge { hub: hub.clone(), connection: connection.id, size: 0 };
-    loop {
-        while !connection.may_read() && !connection.is_closed() {
-            connection.can_read.wait().await;
-        }
-        hub.gate.pass().await;
-        if connection.is_closed() {
-            return "closed by this side".to_owned();
-        }
-        if connection.is_ending.get() {
-            // The open requests are answered; the last answer shuts the socket down.
-            if connection.session.borrow().open_count() == 0 && connection.unsent_size() == 0 {
-                return "finished".to_owned();
-            }
-            connection.can_read.wait().await;
-            continue;
-        }
-        match take_frame(&mut received, hub.limits.request_size_max) {
-            Ok(Some(frame)) => {
-                connection.began_us.set(None);
-                if let Err(reason) = hub.on_request(connection, frame.freeze()) {
-                    connection.log_closing(hub, &reason);
-                    connection.end();
-                    continue;
-                }
-                charged.resize(received.len());
-                if received.is_empty() {
-                    received = BytesMut::new();
-                }
-                continue;
-            }
-            Ok(None) => {}
-            Err(reason) => {
-                connection.log_closing(hub, &reason);
-                return reason.to_string();
-            }
-        }
-        if let Err(reason) = receive_more(hub, connection, stream, &mut received).await {
-            return reason;
-        }
-        charged.resize(received.len());
-    }
-}
-
-/// Waits for bytes and takes what is there, within the receive budget.
-async fn receive_more(
-    hub: &Rc<Hub>,
-    connection: &Connection,
-    stream: &mut TcpStream,
-    received: &mut BytesMut,
-) -> Result<(), String> {
-    let mut first = [0; READ_SIZE];
-    connection.waiting_since_us.set(Some(hub.clock.monotonic_us()));
-    let count = loop {
-        match stream.read(&mut first).await {
-            Ok(0) => return Err("closed by the client".to_owned()),
-            Ok(count) => break count,
-            Err(error) if error.kind() == io::ErrorKind::TimedOut => {
-                if connection.session.borrow().open_count() == 0 {
-                    return Err("nothing came for connection_idle_timeout".to_owned());
-                }
-            }
-            Err(error) => return Err(format!("receiving failed: {error}")),
-        }
-    };
-    connection.waiting_since_us.set(None);
-    received.extend_from_slice(&first[..count]);
-    if connection.began_us.get().is_none() {
-        connection.began_us.set(Some(hub.clock.monotonic_us()));
-    }
-    if count < READ_SIZE {
-        return Ok(());
-    }
-    hub.wait_for_receive_budget(connection.id).await;
-    if connection.is_closed() {
-        return Err("closed by this side".to_owned());
-    }
-    received.reserve(READ_SIZE_LARGE);
-    match receive(connection.socket, received) {
-        Ok(0) => Err("closed by the client".to_owned()),
-        Ok(_) => Ok(()),
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(()),
-        Err(error) => Err(format!("receiving failed: {error}")),
-    }
-}
-
-/// Received bytes that a connection holds, counted against the budget.
-struct Charge {
-    hub: Rc<Hub>,
-    connection: ConnectionId,
-    size: usize,
-}
-
-impl Charge {
-    fn resize(&mut self, size: usize) {
-        self.hub.charge_received(self.connection, self.size, size);
-        self.size = size;
-    }
-}
-
-impl Drop for Charge {
-    fn drop(&mut self) {
-        self.resize(0);
-    }
-}
-
-/// Sends what the socket did not take at once.
-async fn write(hub: &Rc<Hub>, connection: &Rc<Connection>, mut stream: TcpStream) {
-    let mut waits = 0;
-    loop {
-        connection.must_write.wait().await;
-        while !connection.is_closed() {
-            let next = connection.unsent.borrow().front().cloned();
-            let Some(next) = next else { break };
-            match stream.write(&next).await {
-                Ok(_) if connection.is_closed() => break,
-                Ok(size) => {
-                    connection.on_sent(size, hub);
-                    waits = 0;
-                }
-                Err(error) if error.kind() == io::ErrorKind::TimedOut && waits < SEND_WAITS_MAX => {
-                    drop(next);
-                    connection.compact();
-                    waits += 1;
-                    continue;
-                }
-                Err(error) => {
-                    connection.close(hub, &format!("sending failed: {error}"));
-                    break;
-                }
-            }
-            match connection.try_send(hub) {
-                Ok(true) => break,
-                Ok(false) => {}
-                Err(error) => connection.close(hub, &format!("sending failed: {error}")),
-            }
-        }
-        if connection.is_closed() {
-            return;
-        }
-        connection.is_blocked.set(false);
-        connection.can_read.set();
-        if connection.is_ending.get() && connection.session.borrow().open_count() == 0 {
-            connection.shut_down();
-        }
-    }
+    socket.set_tcp_keepalive(&settings)
 }

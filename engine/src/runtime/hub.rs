@@ -1,26 +1,26 @@
-//! What one shard's tasks share: connections, tickets, budgets, and the way to the shard.
+//! What the connections of a shard share: its inbox, its ports, its ring, its budgets.
 //!
-//! Everything here belongs to one thread. Borrows never live across an await.
+//! A connection does something when the ring, a reply or the hub says so, and never waits by
+//! itself. What it waits for it is told: the shard (too much to do), the receive budget, its
+//! client.
 
-use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
-use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::BytesMut;
+use socket2::Socket;
+use tidemill_wal::format::ShardId;
 
 use super::clock::Clock;
-use super::connection::{Connection, ConnectionId};
-use super::event::{Event, Gate};
+use super::connection::{Connection, ConnectionId, Ended, READ_SIZE_LARGE};
 use super::lines::LineLimit;
 use super::mesh::{Packet, Port};
+use super::uring::Uring;
 use crate::admin::telemetry::{Outcome, ShardTelemetry, Telemetry};
 use crate::command::{Command, Reply, Routes, Ticket};
 use crate::effect::Input;
-use crate::kafka::frame::CloseReason;
-use crate::kafka::session::{Action, Context, DispatchId, Finished, NodeFacts};
-use tidemill_wal::format::ShardId;
+use crate::kafka::session::{Context, DispatchId, Finished, NodeFacts};
 
 /// Smallest share of the send budget that a fetch gets: one consumer that stalls must not stop
 /// the others.
@@ -53,32 +53,42 @@ struct Open {
     size: usize,
 }
 
-/// Shared by the tasks of one shard.
-#[derive(Debug)]
+/// The connections of one shard, and what they share.
 pub struct Hub {
+    pub(super) shared: Shared,
+    connections: HashMap<ConnectionId, Connection>,
+    next_connection: u64,
+}
+
+/// What all connections of a shard have in common, and the loop's own queues.
+pub struct Shared {
     pub(super) facts: NodeFacts,
     pub(super) limits: Limits,
     pub(super) clock: Clock,
-    pub(super) inbox: RefCell<VecDeque<Input>>,
-    pub(super) port: RefCell<Port>,
-    pub(super) wake: Event,
-    /// Shut while the shard takes no commands.
-    pub(super) gate: Gate,
-    routes: RefCell<Arc<Routes>>,
-    telemetry: Arc<Telemetry>,
-    connections: RefCell<HashMap<ConnectionId, Rc<Connection>>>,
-    tickets: RefCell<HashMap<u64, Open>>,
-    /// Bytes of the batches that open commands carry, here and on their way to other shards.
-    open_size: Cell<usize>,
+    pub(super) inbox: VecDeque<Input>,
+    pub(super) port: Port,
+    pub(super) uring: Uring,
+    /// Where small requests are received.
+    pub(super) scratch: BytesMut,
     /// Connections with something new to send.
-    unflushed: RefCell<Vec<Rc<Connection>>>,
-    next_ticket: Cell<u64>,
-    next_connection: Cell<u64>,
-    unsent: Cell<usize>,
-    received: Cell<usize>,
+    pub(super) unflushed: Vec<ConnectionId>,
+    routes: Arc<Routes>,
+    telemetry: Arc<Telemetry>,
+    tickets: HashMap<u64, Open>,
+    next_ticket: u64,
+    /// Bytes of the batches that open commands carry, here and on their way to other shards.
+    open_size: usize,
+    /// The shard takes no commands.
+    is_shut: bool,
+    /// Connections that wait until it does.
+    shard_waiters: Vec<ConnectionId>,
+    unsent: usize,
+    received: usize,
     /// The connection that may receive beyond the budget.
-    overdraft: Cell<Option<ConnectionId>>,
-    receive_gate: Gate,
+    overdraft: Option<ConnectionId>,
+    budget_waiters: Vec<ConnectionId>,
+    /// The receive budget has room that it had not before.
+    is_budget_eased: bool,
     lines: LineLimit,
 }
 
@@ -88,35 +98,212 @@ impl Hub {
         limits: Limits,
         clock: Clock,
         port: Port,
+        uring: Uring,
         telemetry: Arc<Telemetry>,
-    ) -> Rc<Self> {
-        Rc::new(Self {
+    ) -> Self {
+        let shared = Shared {
             facts,
             limits,
             clock,
-            inbox: RefCell::default(),
-            port: RefCell::new(port),
-            wake: Event::default(),
-            gate: Gate::default(),
-            routes: RefCell::default(),
+            inbox: VecDeque::new(),
+            port,
+            uring,
+            scratch: BytesMut::with_capacity(READ_SIZE_LARGE),
+            unflushed: Vec::new(),
+            routes: Arc::default(),
             telemetry,
-            connections: RefCell::default(),
-            tickets: RefCell::default(),
-            open_size: Cell::new(0),
-            unflushed: RefCell::default(),
-            next_ticket: Cell::new(0),
-            next_connection: Cell::new(0),
-            unsent: Cell::new(0),
-            received: Cell::new(0),
-            overdraft: Cell::new(None),
-            receive_gate: Gate::default(),
+            tickets: HashMap::new(),
+            next_ticket: 0,
+            open_size: 0,
+            is_shut: false,
+            shard_waiters: Vec::new(),
+            unsent: 0,
+            received: 0,
+            overdraft: None,
+            budget_waiters: Vec::new(),
+            is_budget_eased: false,
             lines: LineLimit::default(),
-        })
+        };
+        Self { shared, connections: HashMap::new(), next_connection: 0 }
     }
 
+    /// Takes a new connection, unless there are too many.
+    pub(super) fn open(&mut self, socket: Socket) {
+        let telemetry = self.shared.telemetry();
+        if self.connections.len() >= self.shared.limits.connections_max {
+            telemetry.connections_refused.add(1);
+            if let Some(left_out) = self.shared.admit_line() {
+                tracing::warn!(left_out, "a connection was refused: connections_max is reached");
+            }
+            return;
+        }
+        telemetry.connections_accepted.add(1);
+        let id = ConnectionId(self.next_connection);
+        self.next_connection += 1;
+        match Connection::new(id, socket, self.shared.clock.monotonic_us()) {
+            Ok(connection) => {
+                self.connections.insert(id, connection);
+                self.publish_count();
+                self.with(id, Connection::on_admitted);
+            }
+            Err(error) => tracing::debug!(%error, "a connection ended before it began"),
+        }
+    }
+
+    /// Lets a connection do something, and ends it if it says so. It may be gone.
+    fn with(
+        &mut self,
+        id: ConnectionId,
+        act: impl FnOnce(&mut Connection, &mut Shared) -> Result<(), Ended>,
+    ) {
+        let Some(connection) = self.connections.get_mut(&id) else { return };
+        if let Err(Ended(reason)) = act(connection, &mut self.shared) {
+            self.close(id, &reason);
+        }
+        if self.shared.unsent > self.shared.limits.send_budget * 2 {
+            self.close_largest();
+        }
+    }
+
+    /// Forgets a connection and cancels what it waits for.
+    fn close(&mut self, id: ConnectionId, reason: &str) {
+        let Some(mut connection) = self.connections.remove(&id) else { return };
+        for (shard, ticket) in connection.close(&mut self.shared, reason) {
+            self.shared.cancel(shard, ticket);
+        }
+        self.publish_count();
+    }
+
+    fn publish_count(&self) {
+        self.shared.telemetry().connections_open.set(self.connections.len() as u64);
+    }
+
+    pub(super) fn connection_count(&self) -> usize {
+        self.connections.len()
+    }
+
+    pub(super) fn on_readable(&mut self, id: ConnectionId) {
+        self.with(id, Connection::on_readable);
+    }
+
+    pub(super) fn on_writable(&mut self, id: ConnectionId) {
+        self.with(id, Connection::on_writable);
+    }
+
+    /// An answer to a command of one of this shard's connections.
+    pub(super) fn on_reply(&mut self, ticket: Ticket, reply: Reply) {
+        // The connection may have gone meanwhile.
+        let Some(Open { connection, dispatch, .. }) = self.shared.take_open(ticket) else {
+            return;
+        };
+        self.with(connection, |connection, shared| connection.on_reply(dispatch, reply, shared));
+    }
+
+    /// Whether the shard takes commands; if it does, those who waited for it go on.
+    pub(super) fn set_shut(&mut self, is_shut: bool) {
+        self.shared.is_shut = is_shut;
+        if !is_shut {
+            for id in std::mem::take(&mut self.shared.shard_waiters) {
+                self.with(id, Connection::on_admitted);
+            }
+        }
+        if std::mem::take(&mut self.shared.is_budget_eased) {
+            for id in std::mem::take(&mut self.shared.budget_waiters) {
+                self.with(id, Connection::on_admitted);
+            }
+        }
+    }
+
+    /// Sends what has gathered for all connections.
+    pub(super) fn flush(&mut self) {
+        for id in std::mem::take(&mut self.shared.unflushed) {
+            self.with(id, Connection::send);
+        }
+    }
+
+    fn ids(&self) -> Vec<ConnectionId> {
+        self.connections.keys().copied().collect()
+    }
+
+    /// Lets every connection finish what is open and end.
+    pub(super) fn end_connections(&mut self) {
+        for id in self.ids() {
+            self.with(id, |connection, _| connection.end());
+        }
+    }
+
+    /// Ends every connection at once.
+    pub(super) fn close_connections(&mut self) {
+        for id in self.ids() {
+            self.close(id, "the node stops");
+        }
+    }
+
+    /// Memory is short because clients do not read: the one that holds most goes.
+    fn close_largest(&mut self) {
+        let largest = self.connections.values().max_by_key(|one| (one.unsent_size(), one.id));
+        if let Some(connection) = largest {
+            let (id, unsent) = (connection.id, connection.unsent_size());
+            if let Some(left_out) = self.shared.admit_line() {
+                tracing::warn!(
+                    unsent,
+                    left_out,
+                    "send_budget is exceeded; closing the connection that holds most of it"
+                );
+            }
+            self.close(id, "send_budget is exceeded");
+        }
+    }
+
+    /// Looks after connections that do nothing; from time to time.
+    pub(super) fn look_after(&mut self) {
+        let now_us = self.shared.clock.monotonic_us();
+        let idle_us = self.shared.limits.connection_idle_timeout.as_micros() as u64;
+        for id in self.ids() {
+            self.with(id, |connection, _| connection.look_after(now_us, idle_us));
+        }
+        self.close_slow_requests(now_us, idle_us);
+    }
+
+    /// Closes connections whose requests take too long to arrive: longer than an idle connection
+    /// is kept, or too long for the others who wait for the receive budget.
+    fn close_slow_requests(&mut self, now_us: u64, idle_us: u64) {
+        let is_used_up = !self.shared.has_room_to_receive();
+        let mut slow: Vec<_> = (self.connections.values())
+            .filter_map(|connection| {
+                let arrival = connection.slow_arrival()?;
+                let is_stalled = is_used_up && now_us - arrival.waiting_since_us > STALL_US_MAX;
+                let is_late = now_us - arrival.began_us > idle_us || is_stalled;
+                (is_late || is_used_up).then_some((arrival.began_us, is_late, connection.id))
+            })
+            .collect();
+        slow.sort_unstable_by_key(|(began_us, _, id)| (*began_us, *id));
+        // Bytes that drip never stall; while others wait, the one that drips longest goes.
+        let is_first_for_all = slow.iter().all(|(_, is_late, _)| !is_late);
+        for (index, (_, is_late, id)) in slow.into_iter().enumerate() {
+            if is_late || (index == 0 && is_first_for_all) {
+                if let Some(left_out) = self.shared.admit_line() {
+                    let peer = self.connections[&id].peer();
+                    tracing::info!(peer, left_out, "closing: its request arrives too slowly");
+                }
+                self.close(id, "its request arrives too slowly");
+            }
+        }
+    }
+}
+
+impl Shared {
     /// This shard's metrics.
     pub(super) fn telemetry(&self) -> &ShardTelemetry {
         self.telemetry.shard(self.facts.shard.0)
+    }
+
+    pub(super) fn set_routes(&mut self, routes: Arc<Routes>) {
+        self.routes = routes;
+    }
+
+    pub(super) fn routes(&self) -> Arc<Routes> {
+        self.routes.clone()
     }
 
     /// Whether a line that a client caused may be logged, and how many were not.
@@ -124,177 +311,7 @@ impl Hub {
         self.lines.admit(self.clock.monotonic_us())
     }
 
-    pub(super) fn next_connection(&self) -> ConnectionId {
-        let id = self.next_connection.get();
-        self.next_connection.set(id + 1);
-        ConnectionId(id)
-    }
-
-    pub(super) fn open(&self, connection: Rc<Connection>) {
-        self.connections.borrow_mut().insert(connection.id, connection);
-        self.telemetry().connections_open.set(self.connections.borrow().len() as u64);
-    }
-
-    pub(super) fn connection_count(&self) -> usize {
-        self.connections.borrow().len()
-    }
-
-    /// Forgets a connection and cancels what it waits for.
-    pub(super) fn remove(&self, connection: &Connection) {
-        self.connections.borrow_mut().remove(&connection.id);
-        self.telemetry().connections_open.set(self.connections.borrow().len() as u64);
-        let open = connection.session.borrow_mut().close();
-        for (shard, dispatch) in open {
-            let Some(ticket) = connection.tickets.borrow_mut().remove(&dispatch) else { continue };
-            self.take_open(ticket);
-            if shard == self.facts.shard {
-                self.inbox.borrow_mut().push_back(Input::Cancel(ticket));
-            } else {
-                self.port.borrow_mut().send(shard, Packet::Cancel(ticket));
-            }
-        }
-        self.wake.set();
-    }
-
-    /// Lets every connection finish what is open and end.
-    pub(super) fn end_connections(&self) {
-        let connections: Vec<_> = self.connections.borrow().values().cloned().collect();
-        for connection in connections {
-            connection.end();
-        }
-    }
-
-    /// Ends every connection at once.
-    pub(super) fn close_connections(&self) {
-        let connections: Vec<_> = self.connections.borrow().values().cloned().collect();
-        for connection in connections {
-            connection.close(self, "the node stops");
-        }
-    }
-
-    pub(super) fn set_routes(&self, routes: Arc<Routes>) {
-        *self.routes.borrow_mut() = routes;
-    }
-
-    pub(super) fn routes(&self) -> Arc<Routes> {
-        self.routes.borrow().clone()
-    }
-
-    /// How much a fetch may ask for now: a quarter of what the send budget has left.
-    fn fetch_budget(&self) -> u32 {
-        let left = self.limits.send_budget.saturating_sub(self.unsent.get()) / 4;
-        u32::try_from(left).unwrap_or(u32::MAX).max(FETCH_SIZE_MIN)
-    }
-
-    pub(super) fn add_unsent(&self, size: usize) {
-        self.unsent.set(self.unsent.get() + size);
-        self.telemetry().send_budget.used.set(self.unsent.get() as u64);
-        if self.unsent.get() > self.limits.send_budget * 2 {
-            self.close_largest();
-        }
-    }
-
-    pub(super) fn subtract_unsent(&self, size: usize) {
-        self.unsent.set(self.unsent.get() - size);
-        self.telemetry().send_budget.used.set(self.unsent.get() as u64);
-    }
-
-    /// Memory is short because clients do not read: the one that holds most goes.
-    fn close_largest(&self) {
-        let largest =
-            self.connections.borrow().values().max_by_key(|c| (c.unsent_size(), c.id)).cloned();
-        if let Some(connection) = largest {
-            if let Some(left_out) = self.admit_line() {
-                tracing::warn!(
-                    unsent = connection.unsent_size(),
-                    left_out,
-                    "send_budget is exceeded; closing the connection that holds most of it"
-                );
-            }
-            connection.close(self, "send_budget is exceeded");
-        }
-    }
-
-    /// Waits until a connection may receive more of a large request. While the budget is used up
-    /// one connection at a time goes on beyond it, so that requests still come to their end.
-    pub(super) async fn wait_for_receive_budget(&self, connection: ConnectionId) {
-        while self.received.get() >= self.limits.receive_budget {
-            match self.overdraft.get() {
-                None => self.overdraft.set(Some(connection)),
-                Some(owner) if owner == connection => return,
-                Some(_) => {
-                    self.receive_gate.set_shut(true);
-                    self.receive_gate.pass().await;
-                }
-            }
-        }
-    }
-
-    /// The connection holds other bytes of unfinished requests than before.
-    pub(super) fn charge_received(&self, connection: ConnectionId, old: usize, new: usize) {
-        if new == 0 && self.overdraft.get() == Some(connection) {
-            self.overdraft.set(None);
-        }
-        if new < old {
-            self.receive_gate.set_shut(false);
-        }
-        self.received.set(self.received.get() + new - old);
-        self.telemetry().receive_budget.used.set(self.received.get() as u64);
-    }
-
-    /// Closes connections whose requests take too long to arrive: longer than an idle connection
-    /// is kept, or too long for the others who wait for the receive budget.
-    pub(super) fn close_slow_requests(&self) {
-        let now_us = self.clock.monotonic_us();
-        let is_used_up = self.received.get() >= self.limits.receive_budget;
-        let idle_us = self.limits.connection_idle_timeout.as_micros() as u64;
-        let connections = self.connections.borrow();
-        let mut slow: Vec<_> = connections
-            .values()
-            .filter_map(|connection| {
-                let arrival = connection.slow_arrival()?;
-                let is_stalled = is_used_up && now_us - arrival.waiting_since_us > STALL_US_MAX;
-                let is_late = now_us - arrival.began_us > idle_us || is_stalled;
-                (is_late || is_used_up).then(|| (arrival.began_us, is_late, connection.clone()))
-            })
-            .collect();
-        drop(connections);
-        slow.sort_unstable_by_key(|(began_us, _, connection)| (*began_us, connection.id));
-        // Bytes that drip never stall; while others wait, the one that drips longest goes.
-        let is_first_for_all = slow.iter().all(|(_, is_late, _)| !is_late);
-        for (index, (_, is_late, connection)) in slow.into_iter().enumerate() {
-            if is_late || (index == 0 && is_first_for_all) {
-                if let Some(left_out) = self.admit_line() {
-                    let peer = connection.peer();
-                    tracing::info!(peer, left_out, "closing: its request arrives too slowly");
-                }
-                connection.close(self, "its request arrives too slowly");
-            }
-        }
-    }
-
-    /// A whole request of a connection.
-    pub(super) fn on_request(
-        &self,
-        connection: &Rc<Connection>,
-        frame: Bytes,
-    ) -> Result<(), CloseReason> {
-        let mut actions = Vec::new();
-        let started = self.clock.monotonic_us();
-        let routes = self.routes();
-        let result = connection.session.borrow_mut().on_request(
-            &self.context(&routes),
-            started,
-            frame,
-            &mut actions,
-        );
-        self.dispatch(connection, actions);
-        connection.collect(self);
-        self.flush_later(connection);
-        result
-    }
-
-    fn context<'a>(&'a self, routes: &'a Arc<Routes>) -> Context<'a> {
+    pub(super) fn context<'a>(&'a self, routes: &'a Arc<Routes>) -> Context<'a> {
         Context {
             facts: &self.facts,
             routes,
@@ -303,93 +320,108 @@ impl Hub {
         }
     }
 
-    fn dispatch(&self, connection: &Connection, actions: Vec<Action>) {
-        for action in actions {
-            match action {
-                Action::Ask { id, shard, command } => {
-                    let ticket = Ticket { origin: self.facts.shard, id: self.next_ticket.get() };
-                    self.next_ticket.set(ticket.id + 1);
-                    let size = command.batches_size();
-                    let open = Open { connection: connection.id, dispatch: id, size };
-                    self.tickets.borrow_mut().insert(ticket.id, open);
-                    self.open_size.set(self.open_size.get() + size);
-                    if self.has_too_much_open() {
-                        // The shard's loop opens it again.
-                        self.gate.set_shut(true);
-                    }
-                    connection.tickets.borrow_mut().insert(id, ticket);
-                    self.send_command(shard, ticket, command);
-                }
-                Action::FetchNow { id, shard } => {
-                    let ticket = connection.tickets.borrow().get(&id).copied();
-                    if let Some(ticket) = ticket {
-                        self.send_nudge(shard, ticket);
-                    }
-                }
-            }
-        }
-        self.wake.set();
+    /// How much a fetch may ask for now: a quarter of what the send budget has left.
+    fn fetch_budget(&self) -> u32 {
+        let left = self.limits.send_budget.saturating_sub(self.unsent) / 4;
+        u32::try_from(left).unwrap_or(u32::MAX).max(FETCH_SIZE_MIN)
     }
 
-    fn take_open(&self, ticket: Ticket) -> Option<Open> {
-        let open = self.tickets.borrow_mut().remove(&ticket.id)?;
-        self.open_size.set(self.open_size.get() - open.size);
+    pub(super) fn add_unsent(&mut self, size: usize) {
+        self.unsent += size;
+        self.telemetry().send_budget.used.set(self.unsent as u64);
+    }
+
+    pub(super) fn subtract_unsent(&mut self, size: usize) {
+        self.unsent -= size;
+        self.telemetry().send_budget.used.set(self.unsent as u64);
+    }
+
+    /// Whether nothing more may be read for now: the shard takes no commands.
+    pub(super) fn is_shut(&self) -> bool {
+        self.is_shut
+    }
+
+    /// The connection goes on when the shard takes commands again.
+    pub(super) fn wait_for_shard(&mut self, id: ConnectionId) {
+        self.shard_waiters.push(id);
+    }
+
+    /// Whether the receive budget has room for large requests.
+    pub(super) fn has_room_to_receive(&self) -> bool {
+        self.received < self.limits.receive_budget
+    }
+
+    /// While the budget is used up one connection at a time goes on beyond it, so that requests
+    /// still come to their end.
+    pub(super) fn may_overdraw(&mut self, id: ConnectionId) -> bool {
+        *self.overdraft.get_or_insert(id) == id
+    }
+
+    /// The connection goes on when the receive budget has more room.
+    pub(super) fn wait_for_budget(&mut self, id: ConnectionId) {
+        self.budget_waiters.push(id);
+    }
+
+    /// The connection holds other bytes of unfinished requests than before.
+    pub(super) fn charge_received(&mut self, id: ConnectionId, old: usize, new: usize) {
+        if new == 0 && self.overdraft == Some(id) {
+            self.overdraft = None;
+        }
+        self.is_budget_eased |= new < old;
+        self.received = self.received + new - old;
+        self.telemetry().receive_budget.used.set(self.received as u64);
+    }
+
+    /// Sends a command of a connection on its way.
+    pub(super) fn send_command(
+        &mut self,
+        connection: ConnectionId,
+        dispatch: DispatchId,
+        shard: ShardId,
+        command: Command,
+    ) -> Ticket {
+        let ticket = Ticket { origin: self.facts.shard, id: self.next_ticket };
+        self.next_ticket += 1;
+        let size = command.batches_size();
+        self.tickets.insert(ticket.id, Open { connection, dispatch, size });
+        self.open_size += size;
+        // The shard's loop opens it again.
+        self.is_shut |= self.has_too_much_open();
+        if shard == self.facts.shard {
+            self.inbox.push_back(Input::Command { ticket, command });
+        } else {
+            self.port.send(shard, Packet::Command { ticket, command });
+        }
+        ticket
+    }
+
+    pub(super) fn send_nudge(&mut self, shard: ShardId, ticket: Ticket) {
+        if shard == self.facts.shard {
+            self.inbox.push_back(Input::FetchNow(ticket));
+        } else {
+            self.port.send(shard, Packet::FetchNow(ticket));
+        }
+    }
+
+    fn cancel(&mut self, shard: ShardId, ticket: Ticket) {
+        self.take_open(ticket);
+        if shard == self.facts.shard {
+            self.inbox.push_back(Input::Cancel(ticket));
+        } else {
+            self.port.send(shard, Packet::Cancel(ticket));
+        }
+    }
+
+    fn take_open(&mut self, ticket: Ticket) -> Option<Open> {
+        let open = self.tickets.remove(&ticket.id)?;
+        self.open_size -= open.size;
         Some(open)
     }
 
     /// Whether the batches that wait for shards take all of the receive budget: then nothing more
     /// is read until some are answered.
     pub(super) fn has_too_much_open(&self) -> bool {
-        self.open_size.get() >= self.limits.receive_budget
-    }
-
-    fn send_command(&self, shard: ShardId, ticket: Ticket, command: Command) {
-        if shard == self.facts.shard {
-            self.inbox.borrow_mut().push_back(Input::Command { ticket, command });
-        } else {
-            self.port.borrow_mut().send(shard, Packet::Command { ticket, command });
-        }
-    }
-
-    fn send_nudge(&self, shard: ShardId, ticket: Ticket) {
-        if shard == self.facts.shard {
-            self.inbox.borrow_mut().push_back(Input::FetchNow(ticket));
-        } else {
-            self.port.borrow_mut().send(shard, Packet::FetchNow(ticket));
-        }
-    }
-
-    /// An answer to a command of one of this shard's connections.
-    pub(super) fn on_reply(&self, ticket: Ticket, reply: Reply) {
-        // The connection may have gone meanwhile.
-        let Some(Open { connection, dispatch, .. }) = self.take_open(ticket) else {
-            return;
-        };
-        let connection = self.connections.borrow().get(&connection).cloned();
-        let Some(connection) = connection else { return };
-        connection.tickets.borrow_mut().remove(&dispatch);
-        let mut actions = Vec::new();
-        let routes = self.routes();
-        let context = self.context(&routes);
-        connection.session.borrow_mut().on_reply(&context, dispatch, reply, &mut actions);
-        self.dispatch(&connection, actions);
-        connection.collect(self);
-        self.flush_later(&connection);
-    }
-
-    fn flush_later(&self, connection: &Rc<Connection>) {
-        let mut unflushed = self.unflushed.borrow_mut();
-        if !unflushed.last().is_some_and(|last| Rc::ptr_eq(last, connection)) {
-            unflushed.push(connection.clone());
-        }
-        self.wake.set();
-    }
-
-    /// Sends what has gathered for all connections.
-    pub(super) fn flush(&self) {
-        for connection in self.unflushed.take() {
-            connection.send(self);
-        }
+        self.open_size >= self.limits.receive_budget
     }
 
     pub(super) fn on_finished(&self, finished: &Finished) {

@@ -3,21 +3,22 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::{FromRawFd, IntoRawFd};
-use std::rc::Rc;
+use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
-use glommio::net::TcpListener;
 use socket2::{Domain, Protocol, Socket, Type};
 
-use super::connection;
 use super::hub::Hub;
+use super::uring::Token;
 
 /// Connections that wait to be taken.
 const BACKLOG: i32 = 1024;
 
 /// How long to wait after a failed accept: the process is out of descriptors, say.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+const ACCEPT_PAUSE_MS: u64 = 100;
+
+/// Connections taken in one go.
+const ACCEPTS_MAX: usize = 64;
 
 /// How long a killed predecessor's sockets may outlive it: the kernel ends its io_uring late.
 const PORT_WAIT: Duration = Duration::from_secs(3);
@@ -56,30 +57,60 @@ pub fn bind(address: SocketAddr) -> io::Result<Socket> {
     Ok(socket)
 }
 
-/// Takes connections until the task is cancelled.
-pub(super) async fn accept(hub: Rc<Hub>, socket: Socket) -> io::Result<()> {
-    socket.listen(BACKLOG)?;
-    // SAFETY: the descriptor is ours, a socket that listens.
-    let listener = unsafe { TcpListener::from_raw_fd(socket.into_raw_fd()) };
-    loop {
-        let stream = match listener.accept().await {
-            Ok(stream) => stream,
-            Err(error) => {
-                tracing::warn!(%error, "a connection could not be taken");
-                glommio::timer::sleep(ACCEPT_PAUSE).await;
-                continue;
+/// A shard's listening socket.
+pub(super) struct Listener {
+    socket: Socket,
+    /// After a failure nothing is taken before this time.
+    paused_until_ms: Option<u64>,
+}
+
+impl Listener {
+    /// Begins to listen.
+    pub(super) fn start(socket: Socket, hub: &mut Hub) -> io::Result<Self> {
+        socket.set_nonblocking(true)?;
+        socket.listen(BACKLOG)?;
+        let listener = Self { socket, paused_until_ms: None };
+        listener.watch(hub)?;
+        Ok(listener)
+    }
+
+    fn watch(&self, hub: &mut Hub) -> io::Result<()> {
+        hub.shared.uring.watch_readable(self.socket.as_raw_fd(), Token::Listener)
+    }
+
+    /// Takes the connections that wait.
+    pub(super) fn on_readable(&mut self, hub: &mut Hub) -> io::Result<()> {
+        for _ in 0..ACCEPTS_MAX {
+            match self.socket.accept() {
+                Ok((socket, _)) => hub.open(socket),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                // It went away before it was taken.
+                Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
+                Err(error) => {
+                    if let Some(left_out) = hub.shared.admit_line() {
+                        tracing::warn!(%error, left_out, "a connection could not be taken");
+                    }
+                    let now_ms = hub.shared.clock.now().monotonic_ms;
+                    self.paused_until_ms = Some(now_ms + ACCEPT_PAUSE_MS);
+                    return Ok(());
+                }
             }
-        };
-        if hub.connection_count() >= hub.limits.connections_max {
-            hub.telemetry().connections_refused.add(1);
-            if let Some(left_out) = hub.admit_line() {
-                tracing::warn!(left_out, "a connection was refused: connections_max is reached");
-            }
-            continue;
         }
-        hub.telemetry().connections_accepted.add(1);
-        if let Err(error) = connection::serve(&hub, stream) {
-            tracing::debug!(%error, "a connection ended before it began");
+        self.watch(hub)
+    }
+
+    /// When it has to be looked at again, in milliseconds of the clock.
+    pub(super) fn deadline_ms(&self) -> Option<u64> {
+        self.paused_until_ms
+    }
+
+    /// Goes on after a pause.
+    pub(super) fn on_time(&mut self, hub: &mut Hub) -> io::Result<()> {
+        let now_ms = hub.shared.clock.now().monotonic_ms;
+        if self.paused_until_ms.is_none_or(|until_ms| now_ms < until_ms) {
+            return Ok(());
         }
+        self.paused_until_ms = None;
+        self.watch(hub)
     }
 }

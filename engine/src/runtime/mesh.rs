@@ -73,8 +73,7 @@ pub enum Arrival {
     Reply(Ticket, Reply),
 }
 
-/// Wakes one shard's thread from any thread: a bell and the thread's waker, which kicks glommio's
-/// eventfd if the executor sleeps.
+/// Wakes one shard's thread from any thread: a bell, and the waker of what the thread sleeps at.
 #[derive(Debug, Default)]
 pub struct Doorbell {
     /// Whether the shard sleeps.

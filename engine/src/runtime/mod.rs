@@ -1,21 +1,24 @@
 //! The runtime: everything that touches threads, sockets, files and clocks.
 //!
 //! [`serve`] starts a node from its configuration and returns when it has stopped. One pinned
-//! executor for each shard, one helper thread beside each, one ordinary thread for the admin port.
+//! thread with an io_uring of its own for each shard, a helper thread and threads for disk jobs
+//! beside each, one ordinary thread for the admin port.
 
 mod clock;
 mod connection;
-mod event;
 mod helper;
 mod hub;
 pub mod identity;
 pub mod inbox;
+mod jobs;
 mod lines;
 mod listener;
+mod log;
 pub mod mesh;
 mod node;
 pub mod ring;
 mod signals;
+mod uring;
 mod worker;
 
 use std::io;

@@ -8,7 +8,6 @@ use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use glommio::{LocalExecutorBuilder, Placement};
 use socket2::Socket;
 use tidemill_wal::disk::{
     Directory, DirectoryError, DirectoryOptions, ProbeError, Storage, SyncMethod, probe_disk,
@@ -26,7 +25,8 @@ use super::identity::{self, Identity, IdentityError, shard_directory};
 use super::listener;
 use super::mesh::{Doorbell, Port, RING_CAPACITY, connect};
 use super::signals::StopSignals;
-use super::worker::{Phase, Places, Worker};
+use super::uring::{EventFd, Uring};
+use super::worker::{Budgets, Outside, Phase, Places, Worker};
 use crate::admin::Server;
 use crate::admin::notify::Notify;
 use crate::admin::telemetry::{About, Telemetry};
@@ -40,12 +40,6 @@ use crate::shard::{OpenError, Shard, ShardOptions};
 
 /// A killed predecessor's writes end within this time, or somebody else lives.
 const LOCK_WAIT: Duration = Duration::from_secs(5);
-
-/// Lockable memory that glommio's executor asks for at the very least, see its documentation.
-const LOCKED_MEMORY_MIN: u64 = 512 << 10;
-
-/// Fixed buffers of one executor where the limit allows them.
-const IO_MEMORY_MAX: usize = 10 << 20;
 
 /// A durable write slower than this is said at start.
 const DURABLE_WRITE_WARNING: Duration = Duration::from_millis(1);
@@ -85,14 +79,15 @@ pub enum ServeError {
     },
     /// Lockable memory.
     #[error(
-        "this user may lock {limit} bytes of memory, io_uring needs {LOCKED_MEMORY_MIN}; raise \
-         the limit: `ulimit -l`, LimitMEMLOCK= in the unit, --ulimit memlock= of the container"
+        "this user may lock {limit} bytes of memory, and io_uring needs more (about 100 KiB a \
+         shard); raise the limit: `ulimit -l`, LimitMEMLOCK= in the unit, --ulimit memlock= of the \
+         container"
     )]
     LockedMemory {
         /// The limit.
         limit: u64,
     },
-    /// Threads, executors, signals.
+    /// Threads, rings, signals.
     #[error("{what}: {source}")]
     System {
         /// What was tried.
@@ -163,6 +158,7 @@ fn open_exit_code(error: &OpenError) -> ExitCode {
 enum Event {
     Ready { shard: u16, took: Duration, frames: u64, bytes: u64 },
     Failed { shard: u16, error: Box<OpenError> },
+    NoRing(io::Error),
     FailedToStart { what: &'static str, source: io::Error },
 }
 
@@ -171,7 +167,7 @@ pub fn serve(config: &Config) -> Result<(), ServeError> {
     let signals =
         StopSignals::block().map_err(|source| ServeError::System { what: "signals", source })?;
     let notify = Notify::new(std::env::var_os("NOTIFY_SOCKET"));
-    let io_memory = fit_locked_memory()?;
+    raise_locked_memory();
     probe_io_uring()?;
     let places = open_places(config)?;
     let identity = load_identity(config)?;
@@ -204,7 +200,6 @@ pub fn serve(config: &Config) -> Result<(), ServeError> {
         telemetry: telemetry.clone(),
         clock: Clock::start(),
         phase: Arc::default(),
-        io_memory,
     };
 
     let started = Instant::now();
@@ -254,7 +249,6 @@ struct Node<'a> {
     telemetry: Arc<Telemetry>,
     clock: Clock,
     phase: Arc<Phase>,
-    io_memory: usize,
 }
 
 impl Node<'_> {
@@ -275,7 +269,10 @@ impl Node<'_> {
         let start = ShardStart {
             facts: self.facts(ShardId(shard)),
             limits: self.limits(),
-            cold_read_budget: self.config.cold_read_budget.bytes() as usize,
+            budgets: Budgets {
+                cold_reads: self.config.cold_read_budget.bytes() as usize,
+                spin: self.config.spin,
+            },
             telemetry: self.telemetry.clone(),
             clock: self.clock,
             phase: self.phase.clone(),
@@ -286,22 +283,18 @@ impl Node<'_> {
             events,
         };
         let core = cores[usize::from(shard) % cores.len()];
-        let io_memory = self.io_memory;
-        let spin = self.config.spin;
         let run = move || {
+            pin(core);
             let events = start.events.clone();
-            let executor = LocalExecutorBuilder::new(Placement::Fixed(core))
-                .io_memory(io_memory)
-                .spin_before_park(spin)
-                .make();
-            match executor {
-                Ok(executor) => executor.run(start.run()),
-                Err(error) => {
-                    let what = "starting a shard's executor";
-                    let source = io::Error::other(error.to_string());
-                    let _ = events.send(Event::FailedToStart { what, source });
-                }
-            }
+            // It belongs to the thread that makes it.
+            let event = match Uring::new() {
+                Ok(uring) => match start.run(uring) {
+                    Ok(()) => return,
+                    Err((what, source)) => Event::FailedToStart { what, source },
+                },
+                Err(error) => Event::NoRing(error),
+            };
+            let _ = events.send(event);
         };
         thread::Builder::new()
             .name(format!("shard-{shard}"))
@@ -427,14 +420,13 @@ impl Node<'_> {
             config.admin_listen.map_or("no port".to_owned(), |address| address.to_string()),
         );
         tracing::info!(
-            "{shards} shards in {}, sync method {}, memory budget {}, fixed buffers {} KiB a shard",
+            "{shards} shards in {}, sync method {}, memory budget {}",
             config.data_dir.display(),
             match self.places.sync {
                 SyncMethod::Dsync => "O_DSYNC",
                 SyncMethod::Fdatasync => "fdatasync",
             },
             config.memory_budget(shards),
-            self.io_memory >> 10,
         );
         tracing::info!(
             "recovery took {} ms ({frames} frames, {} MiB); {}",
@@ -466,7 +458,7 @@ struct ShardStart {
     options: ShardOptions,
     facts: NodeFacts,
     limits: Limits,
-    cold_read_budget: usize,
+    budgets: Budgets,
     places: Places,
     telemetry: Arc<Telemetry>,
     clock: Clock,
@@ -477,11 +469,10 @@ struct ShardStart {
 }
 
 impl ShardStart {
-    async fn run(self) {
+    /// Recovers and serves. An error is one of the system, before anything is served.
+    fn run(self, uring: Uring) -> Result<(), (&'static str, io::Error)> {
         let shard = self.options.id.0;
-        // The first sleep of an executor registers with the kernel and takes tens of
-        // milliseconds; better now than under the first request.
-        glommio::timer::sleep(Duration::from_micros(100)).await;
+        let awakener = EventFd::new().map_err(|source| ("making an eventfd", source))?;
         let started = Instant::now();
         let telemetry = self.telemetry.clone();
         let directory = DirectoryOptions {
@@ -502,7 +493,7 @@ impl ShardStart {
             Ok(opened) => opened,
             Err(error) => {
                 let _ = self.events.send(Event::Failed { shard, error: Box::new(error) });
-                return;
+                return Ok(());
             }
         };
         if let Some(torn) = &opened.torn {
@@ -522,30 +513,15 @@ impl ShardStart {
             self.places.data.clone(),
             mailbox.clone(),
             move |bytes| scrub_telemetry.shard(shard).scrubbed.add(bytes),
-        );
-        let helper = match helper {
-            Ok(helper) => helper,
-            Err(source) => {
-                let what = "starting a helper thread";
-                let _ = self.events.send(Event::FailedToStart { what, source });
-                return;
-            }
-        };
+        )
+        .map_err(|source| ("starting a helper thread", source))?;
         let block = telemetry.shard(shard);
         block.receive_budget.limit.set(self.limits.receive_budget as u64);
-        block.cold_read_budget.limit.set(self.cold_read_budget as u64);
+        block.cold_read_budget.limit.set(self.budgets.cold_reads as u64);
         block.send_budget.limit.set(self.limits.send_budget as u64);
-        let hub = Hub::new(self.facts, self.limits, self.clock, self.port, self.telemetry);
-        let phase = self.phase;
-        let worker = Worker::new(
-            opened.shard,
-            hub,
-            mailbox,
-            helper,
-            self.places,
-            phase,
-            self.cold_read_budget,
-        );
+        let hub = Hub::new(self.facts, self.limits, self.clock, self.port, uring, self.telemetry);
+        let outside = Outside { mailbox, awakener: Arc::new(awakener), helper, phase: self.phase };
+        let worker = Worker::new(opened.shard, hub, outside, self.places, self.budgets);
         let _ = self.events.send(Event::Ready {
             shard,
             took: started.elapsed(),
@@ -553,7 +529,8 @@ impl ShardStart {
             bytes: opened.bytes,
         });
         drop(self.events);
-        worker.run(self.socket).await;
+        worker.run(self.socket);
+        Ok(())
     }
 }
 
@@ -578,6 +555,12 @@ fn wait_until_ready(
                 replayed = (replayed.0 + frames, replayed.1 + bytes);
             }
             Ok(Event::Failed { shard, error }) => return Err(open_error(shard, *error)),
+            Ok(Event::NoRing(source)) if source.raw_os_error() == Some(libc::ENOMEM) => {
+                return Err(ServeError::LockedMemory { limit: raise_locked_memory() });
+            }
+            Ok(Event::NoRing(source)) => {
+                return Err(ServeError::System { what: "setting up io_uring", source });
+            }
             Ok(Event::FailedToStart { what, source }) => {
                 return Err(ServeError::System { what, source });
             }
@@ -602,28 +585,30 @@ fn open_error(shard: u16, error: OpenError) -> ServeError {
     }
 }
 
-/// Raises the limit on locked memory as far as this user may, and says how much each executor's
-/// fixed buffers get; with little, they are small, and the rest goes through ordinary buffers.
-fn fit_locked_memory() -> Result<usize, ServeError> {
+/// Raises the limit on locked memory as far as this user may, for the kernel counts the rings
+/// against it; the limit then.
+fn raise_locked_memory() -> u64 {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-    // SAFETY: the kernel fills the struct in.
-    if unsafe { libc::getrlimit(libc::RLIMIT_MEMLOCK, &mut limit) } != 0 {
-        let source = io::Error::last_os_error();
-        return Err(ServeError::System { what: "reading the limit of locked memory", source });
+    // SAFETY: the kernel fills the struct in, and reads it; a refusal leaves the limit as it was.
+    unsafe {
+        if libc::getrlimit(libc::RLIMIT_MEMLOCK, &mut limit) == 0 {
+            limit.rlim_cur = limit.rlim_max;
+            libc::setrlimit(libc::RLIMIT_MEMLOCK, &limit);
+            libc::getrlimit(libc::RLIMIT_MEMLOCK, &mut limit);
+        }
     }
-    let raised = libc::rlimit { rlim_cur: limit.rlim_max, rlim_max: limit.rlim_max };
-    // SAFETY: the struct is valid; a refusal leaves the limit as it was.
-    if unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &raised) } == 0 {
-        limit = raised;
+    limit.rlim_cur
+}
+
+/// Keeps the calling thread on one core. Where that is refused the scheduler keeps it near.
+fn pin(core: usize) {
+    // SAFETY: all-zero is a valid set, `core` is one that the kernel named, and the kernel reads
+    // the set.
+    unsafe {
+        let mut set: libc::cpu_set_t = std::mem::zeroed();
+        libc::CPU_SET(core, &mut set);
+        libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &set);
     }
-    if limit.rlim_cur < LOCKED_MEMORY_MIN {
-        return Err(ServeError::LockedMemory { limit: limit.rlim_cur });
-    }
-    // Each executor registers its buffers with three rings, and the kernel counts them each time.
-    // An eighth of the limit for all of them together leaves room for the rings themselves.
-    let cores = thread::available_parallelism().map_or(1, usize::from) as u64;
-    let share = limit.rlim_cur / 8 / 3 / cores;
-    Ok(usize::try_from(share).unwrap_or(usize::MAX).min(IO_MEMORY_MAX) & !0xffff)
 }
 
 fn open_places(config: &Config) -> Result<Places, ServeError> {

@@ -1,43 +1,39 @@
 //! One shard's thread: inputs in, steps, effects out.
 //!
 //! The loop takes whatever has arrived, steps through it, submits at most one frame, performs the
-//! effects, and sleeps. Disk jobs run in a task queue with fewer shares, so that settling does not
-//! take the shard's time.
+//! effects, and sleeps at its ring: one system call hands over what was asked and waits for what
+//! comes. Nothing here waits for a disk or a client.
 
-use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
-use std::future::{Future, poll_fn};
+use std::io;
 use std::path::PathBuf;
-use std::pin::Pin;
-use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::task::Poll;
-use std::time::Duration;
+use std::task::Waker;
+use std::time::{Duration, Instant};
 
-use glommio::timer::Timer;
-use glommio::{Latency, Shares, TaskQueueHandle};
 use socket2::Socket;
 use tidemill_wal::commit::FrameWrite;
-use tidemill_wal::disk::{Background, DiskFault, DiskOp, Pace, SegmentWriter, SyncMethod};
-use tidemill_wal::format::{FileName, FrameKind, SegmentId};
+use tidemill_wal::disk::{DiskFault, DiskOp, SyncMethod};
+use tidemill_wal::format::{FileName, FrameKind};
 
+use super::connection::ConnectionId;
 use super::helper::{Helper, Mailbox, Request};
 use super::hub::Hub;
 use super::inbox::next_input;
-use super::listener;
+use super::jobs::Jobs;
+use super::listener::Listener;
+use super::log::{InFlight, LogWriter};
 use super::mesh::{Arrival, Packet};
+use super::uring::{Completion, EventFd, Token};
 use crate::admin::telemetry::{Committed, Offsets, PartitionEnd};
 use crate::command::Reply;
-use crate::effect::{Effect, Input, JobId, Notice, ReadId};
+use crate::effect::{Effect, Input, Notice, ReadId};
 use crate::exit_code::ExitCode;
 use crate::shard::{Gauges, Shard};
 
 /// Steps between two looks at what the disk and the sockets completed.
 const STEPS_MAX: usize = 1024;
-
-/// Shares of the settling queue against 1000 of the shard's own.
-const SETTLE_SHARES: usize = 100;
 
 /// How often the figures that need a walk over all partitions are published.
 const FIGURES_INTERVAL_MS: u64 = 1000;
@@ -72,22 +68,46 @@ pub struct Places {
     pub settle_rate: Option<u64>,
 }
 
+/// What a shard's thread has to do with other threads, the mesh aside.
+pub struct Outside {
+    /// Inputs from threads that are not shards.
+    pub mailbox: Arc<Mailbox>,
+    /// What the doorbell rings.
+    pub awakener: Arc<EventFd>,
+    /// The thread for cold reads.
+    pub helper: Helper,
+    /// Where the node is in its life.
+    pub phase: Arc<Phase>,
+}
+
+/// How much a shard's loop may take.
+#[derive(Debug, Clone, Copy)]
+pub struct Budgets {
+    /// Bytes that cold reads on their way may bring.
+    pub cold_reads: usize,
+    /// How long to look for more before sleeping.
+    pub spin: Duration,
+}
+
 /// The loop's own belongings.
 pub struct Worker {
     shard: Shard,
-    hub: Rc<Hub>,
+    hub: Hub,
+    log: LogWriter,
+    jobs: Jobs,
     mailbox: Arc<Mailbox>,
+    /// What the doorbell rings.
+    awakener: Arc<EventFd>,
     helper: Helper,
     places: Places,
     phase: Arc<Phase>,
     shard_count: usize,
+    /// How long to look for more before sleeping.
+    spin: Duration,
     effects: Vec<Effect>,
+    completions: Vec<Completion>,
     requests: VecDeque<Request>,
     cold_reads: ColdReads,
-    writers: Rc<RefCell<HashMap<SegmentId, Rc<SegmentWriter>>>>,
-    settle_queue: TaskQueueHandle,
-    jobs_open: Rc<Cell<usize>>,
-    pace: Pace,
     next_figures_ms: u64,
     stop: Stop,
 }
@@ -138,98 +158,114 @@ enum Stop {
 impl Worker {
     pub(super) fn new(
         shard: Shard,
-        hub: Rc<Hub>,
-        mailbox: Arc<Mailbox>,
-        helper: Helper,
+        hub: Hub,
+        outside: Outside,
         places: Places,
-        phase: Arc<Phase>,
-        cold_read_budget: usize,
+        budgets: Budgets,
     ) -> Self {
-        let settle_queue = glommio::executor().create_task_queue(
-            Shares::Static(SETTLE_SHARES),
-            Latency::NotImportant,
-            "settle",
-        );
+        let Outside { mailbox, awakener, helper, phase } = outside;
+        let (wal, data) = (places.wal.clone(), places.data.clone());
+        let budget = budgets.cold_reads;
         Self {
-            shard_count: usize::from(hub.facts.shard_count),
+            shard_count: usize::from(hub.shared.facts.shard_count),
+            log: LogWriter::new(wal.clone(), places.sync),
+            jobs: Jobs::new(shard.id().0, wal, data, mailbox.clone(), die_of_disk),
             shard,
             hub,
             mailbox,
+            awakener,
             helper,
             places,
             phase,
+            spin: budgets.spin,
             effects: Vec::new(),
+            completions: Vec::new(),
             requests: VecDeque::new(),
-            cold_reads: ColdReads { open: HashMap::new(), used: 0, budget: cold_read_budget },
-            writers: Rc::default(),
-            settle_queue,
-            jobs_open: Rc::default(),
-            pace: Pace::default(),
+            cold_reads: ColdReads { open: HashMap::new(), used: 0, budget },
             next_figures_ms: 0,
             stop: Stop::No,
         }
     }
 
     /// Runs until the node stops and this shard's WAL is sealed.
-    pub async fn run(mut self, socket: Socket) {
-        self.install_waker().await;
-        let mut listener = Some(socket);
-        let mut accepting = None;
+    pub fn run(mut self, socket: Socket) {
+        if let Err(error) = self.serve(socket) {
+            die(ExitCode::Other, &format!("shard {}: {error}", self.shard.id().0));
+        }
+    }
+
+    fn serve(&mut self, socket: Socket) -> io::Result<()> {
+        self.hub.shared.port.doorbell().install(Waker::from(self.awakener.clone()));
+        self.watch_doorbell()?;
+        let mut unbound = Some(socket);
+        let mut listener: Option<Listener> = None;
         self.shard.start(&mut self.effects);
         loop {
             self.take_in();
             self.step_all();
-            self.perform_all();
+            self.perform_all()?;
             self.hub.flush();
-            self.hub.port.borrow_mut().flush();
+            self.hub.shared.port.flush();
             self.publish();
             if self.phase.is_serving.load(Ordering::Acquire)
-                && let Some(socket) = listener.take()
+                && let Some(socket) = unbound.take()
             {
-                self.hub.telemetry().ready.set(true);
-                let hub = self.hub.clone();
-                accepting = Some(glommio::spawn_local(async move {
-                    if let Err(error) = listener::accept(hub, socket).await {
-                        die(ExitCode::Other, &format!("listening failed: {error}"));
-                    }
-                }));
+                self.hub.shared.telemetry().ready.set(true);
+                listener = Some(Listener::start(socket, &mut self.hub)?);
             }
-            if self.stop != Stop::No
-                && let Some(task) = accepting.take()
-            {
-                task.cancel().await;
+            if self.stop != Stop::No {
+                listener = None;
             }
             if self.advance_stop() {
-                break;
+                return self.finish();
             }
-            if self.hub.inbox.borrow().is_empty() || !self.shard.accepts() {
-                self.sleep().await;
-            } else {
-                glommio::executor().yield_now().await;
+            if let Some(listener) = &mut listener {
+                listener.on_time(&mut self.hub)?;
             }
+            let pause_until_ms = listener.as_ref().and_then(Listener::deadline_ms);
+            self.wait(pause_until_ms)?;
+            self.handle_completions(&mut listener)?;
         }
-        self.finish().await;
     }
 
-    async fn install_waker(&self) {
-        let hub = self.hub.clone();
-        poll_fn(move |context| {
-            hub.port.borrow().doorbell().install(context.waker().clone());
-            Poll::Ready(())
-        })
-        .await;
+    fn watch_doorbell(&mut self) -> io::Result<()> {
+        self.hub.shared.uring.watch_readable(self.awakener.descriptor(), Token::Doorbell)
+    }
+
+    fn handle_completions(&mut self, listener: &mut Option<Listener>) -> io::Result<()> {
+        let mut completions = std::mem::take(&mut self.completions);
+        for completion in completions.drain(..) {
+            match completion.token {
+                Token::Doorbell => {
+                    self.awakener.silence();
+                    self.watch_doorbell()?;
+                }
+                Token::Listener => {
+                    if let Some(listener) = listener {
+                        listener.on_readable(&mut self.hub)?;
+                    }
+                }
+                Token::Readable(id) => self.hub.on_readable(ConnectionId(id)),
+                Token::Writable(id) => self.hub.on_writable(ConnectionId(id)),
+                Token::Frame | Token::Sync => self.on_written(completion),
+            }
+        }
+        self.completions = completions;
+        Ok(())
     }
 
     /// Moves what other threads sent into the inbox.
     fn take_in(&mut self) {
         for input in self.mailbox.take() {
-            if let Input::ReadDone { read, .. } = &input {
-                self.cold_reads.finish(*read);
+            match &input {
+                Input::ReadDone { read, .. } => self.cold_reads.finish(*read),
+                Input::DiskDone { .. } => self.jobs.on_done(),
+                _ => {}
             }
-            self.hub.inbox.borrow_mut().push_back(input);
+            self.hub.shared.inbox.push_back(input);
         }
         for fault in self.mailbox.take_reports() {
-            self.hub.telemetry().damage.add(1);
+            self.hub.shared.telemetry().damage.add(1);
             tracing::error!(
                 shard = self.shard.id().0,
                 fault,
@@ -237,55 +273,58 @@ impl Worker {
             );
         }
         let mut arrived = Vec::new();
-        self.hub.port.borrow_mut().drain(&mut |from, packet| arrived.push((from, packet)));
+        self.hub.shared.port.drain(&mut |from, packet| arrived.push((from, packet)));
         for (from, packet) in arrived {
             match packet.arrive(from) {
-                Arrival::Input(input) => self.hub.inbox.borrow_mut().push_back(input),
+                Arrival::Input(input) => self.hub.shared.inbox.push_back(input),
                 Arrival::Reply(ticket, reply) => self.hub.on_reply(ticket, reply),
             }
         }
     }
 
     fn step_all(&mut self) {
-        let now = self.hub.clock.now();
+        let now = self.hub.shared.clock.now();
         if self.shard.next_deadline_ms().is_some_and(|due_ms| due_ms <= now.monotonic_ms) {
             self.shard.step(now, Input::Tick, &mut self.effects);
         }
         for _ in 0..STEPS_MAX {
-            let input = {
-                let mut inbox = self.hub.inbox.borrow_mut();
-                next_input(&mut inbox, self.shard.accepts())
-            };
+            let input = next_input(&mut self.hub.shared.inbox, self.shard.accepts());
             let Some(input) = input else { break };
             self.shard.step(now, input, &mut self.effects);
         }
         self.shard.flush(now, &mut self.effects);
-        let inbox_is_long = self.hub.inbox.borrow().len() > STEPS_MAX;
-        let is_congested = self.hub.port.borrow().is_congested();
-        let is_shut =
-            !self.shard.accepts() || inbox_is_long || is_congested || self.hub.has_too_much_open();
-        self.hub.gate.set_shut(is_shut);
+        let shared = &self.hub.shared;
+        let inbox_is_long = shared.inbox.len() > STEPS_MAX;
+        let is_shut = !self.shard.accepts()
+            || inbox_is_long
+            || shared.port.is_congested()
+            || shared.has_too_much_open();
+        self.hub.set_shut(is_shut);
     }
 
-    fn perform_all(&mut self) {
+    fn perform_all(&mut self) -> io::Result<()> {
+        let mut is_writing = false;
         for effect in std::mem::take(&mut self.effects) {
             match effect {
-                Effect::Write(write) => self.write(write),
+                Effect::Write(write) => {
+                    self.write(&write);
+                    is_writing = true;
+                }
                 Effect::Reply { ticket, mut reply } => {
                     self.complete_storage(&mut reply);
                     if ticket.origin == self.shard.id() {
                         self.hub.on_reply(ticket, reply);
                     } else {
                         let packet = Packet::Reply { ticket, reply };
-                        self.hub.port.borrow_mut().send(ticket.origin, packet);
+                        self.hub.shared.port.send(ticket.origin, packet);
                     }
                 }
                 Effect::Mesh { to, message } => {
-                    self.hub.port.borrow_mut().send(to, Packet::Message(message));
+                    self.hub.shared.port.send(to, Packet::Message(message));
                 }
                 Effect::Disk { job, ops } => {
                     self.forget_removed(&ops);
-                    self.start_job(job, ops);
+                    self.jobs.start(job, ops)?;
                 }
                 Effect::Read { read, request } => {
                     self.requests.push_back(Request::Read(read, request));
@@ -295,10 +334,14 @@ impl Worker {
                 }
                 Effect::ReadMerge(plan) => self.requests.push_back(Request::Merge(plan)),
                 Effect::Verify(piece) => self.requests.push_back(Request::Verify(piece)),
-                Effect::Routes(routes) => self.hub.set_routes(routes),
+                Effect::Routes(routes) => self.hub.shared.set_routes(routes),
                 Effect::Notice(notice) => self.on_notice(&notice),
                 Effect::Halt(reason) => die(ExitCode::Corruption, &reason),
             }
+        }
+        if is_writing && !self.hub.shared.unflushed.is_empty() {
+            // The disk works while answers are sent.
+            self.hub.shared.uring.submit()?;
         }
         while let Some(request) = self.requests.pop_front() {
             if !self.cold_reads.charge(&request) {
@@ -311,7 +354,9 @@ impl Worker {
                 break;
             }
         }
-        self.hub.telemetry().cold_read_budget.used.set(self.cold_reads.used as u64);
+        let telemetry = self.hub.shared.telemetry();
+        telemetry.cold_read_budget.used.set(self.cold_reads.used as u64);
+        Ok(())
     }
 
     /// The shard knows no file system; what it says about storage is completed here.
@@ -324,45 +369,34 @@ impl Worker {
         }
     }
 
-    fn write(&self, write: FrameWrite) {
-        let (hub, writers) = (self.hub.clone(), self.writers.clone());
-        let directory = self.places.wal.clone();
-        let sync = self.places.sync;
-        let started_us = hub.clock.monotonic_us();
+    fn write(&mut self, write: &FrameWrite) {
+        let shared = &mut self.hub.shared;
         match write.kind {
             FrameKind::Steps => {
-                hub.telemetry().frames.add(1);
-                hub.telemetry().frame_size.record(write.bytes.len() as u64);
+                shared.telemetry().frames.add(1);
+                shared.telemetry().frame_size.record(write.bytes.len() as u64);
             }
-            FrameKind::Idle | FrameKind::Seal => hub.telemetry().idle_frames.add(1),
+            FrameKind::Idle | FrameKind::Seal => shared.telemetry().idle_frames.add(1),
         }
-        glommio::spawn_local(async move {
-            let known = writers.borrow().get(&write.segment).cloned();
-            let writer = match known {
-                Some(writer) => writer,
-                None => {
-                    let writer = match SegmentWriter::open(&directory, write.segment, sync).await {
-                        Ok(writer) => Rc::new(writer),
-                        Err(fault) => die_of_disk(&fault),
-                    };
-                    // Only the active segment is written; older handles close.
-                    let mut writers = writers.borrow_mut();
-                    writers.clear();
-                    writers.insert(write.segment, writer.clone());
-                    writer
+        let started_us = shared.clock.monotonic_us();
+        if let Err(fault) = self.log.begin(&mut shared.uring, write, started_us) {
+            die_of_disk(&fault);
+        }
+    }
+
+    fn on_written(&mut self, completion: Completion) {
+        let shared = &mut self.hub.shared;
+        match self.log.on_completion(&mut shared.uring, completion) {
+            Err(fault) => die_of_disk(&fault),
+            Ok(None) => {}
+            Ok(Some(InFlight { sequence, kind, started_us, .. })) => {
+                if kind == FrameKind::Steps {
+                    let latency_us = shared.clock.monotonic_us() - started_us;
+                    shared.telemetry().commit_latency.record(latency_us);
                 }
-            };
-            if let Err(fault) = writer.write(write.offset, &write.bytes).await {
-                die_of_disk(&fault);
+                shared.inbox.push_front(Input::Durable(sequence));
             }
-            if write.kind == FrameKind::Steps {
-                let latency_us = hub.clock.monotonic_us() - started_us;
-                hub.telemetry().commit_latency.record(latency_us);
-            }
-            hub.inbox.borrow_mut().push_front(Input::Durable(write.sequence));
-            hub.wake.set();
-        })
-        .detach();
+        }
     }
 
     /// Reads of these files that were asked for are before this in the helper's queue, and no
@@ -380,29 +414,6 @@ impl Worker {
         }
     }
 
-    fn start_job(&self, job: JobId, ops: Vec<DiskOp>) {
-        let (hub, jobs_open) = (self.hub.clone(), self.jobs_open.clone());
-        jobs_open.set(jobs_open.get() + 1);
-        let background =
-            Background::new(self.places.wal.clone(), self.places.data.clone(), self.pace.clone());
-        let task = glommio::spawn_local_into(
-            async move {
-                let result = background.run(ops).await;
-                if let Err(fault @ DiskFault::Failed { .. }) = &result {
-                    die_of_disk(fault);
-                }
-                jobs_open.set(jobs_open.get() - 1);
-                hub.inbox.borrow_mut().push_back(Input::DiskDone { job, result });
-                hub.wake.set();
-            },
-            self.settle_queue,
-        );
-        match task {
-            Ok(task) => drop(task.detach()),
-            Err(error) => die(ExitCode::Other, &format!("the settling queue is gone: {error}")),
-        }
-    }
-
     fn on_notice(&self, notice: &Notice) {
         let shard = self.shard.id().0;
         match notice {
@@ -416,32 +427,33 @@ impl Worker {
             ),
             Notice::DiskHasRoom => tracing::info!(shard, "the disk has room again"),
             Notice::Damaged(fault) => {
-                self.hub.telemetry().damage.add(1);
+                self.hub.shared.telemetry().damage.add(1);
                 tracing::error!(shard, fault, "stored data cannot be read");
             }
         }
     }
 
     fn publish(&mut self) {
-        let telemetry = self.hub.telemetry();
+        let telemetry = self.hub.shared.telemetry();
         let gauges = self.shard.gauges();
-        telemetry.inbox_depth.set(self.hub.inbox.borrow().len() as u64);
+        telemetry.inbox_depth.set(self.hub.shared.inbox.len() as u64);
         telemetry.filling.set(gauges.filling_size);
         telemetry.wal_used.set(gauges.wal_used);
         telemetry.wal_capacity.set(gauges.wal_capacity);
         telemetry.disk_full.set(gauges.is_disk_full);
-        self.pace.set(pace(self.places.settle_rate, &gauges));
-        let now_ms = self.hub.clock.now().monotonic_ms;
+        self.jobs.set_pace(pace(self.places.settle_rate, &gauges));
+        let now_ms = self.hub.shared.clock.now().monotonic_ms;
         if now_ms < self.next_figures_ms {
             return;
         }
         self.next_figures_ms = now_ms + FIGURES_INTERVAL_MS;
-        self.hub.close_slow_requests();
+        self.hub.look_after();
+        let telemetry = self.hub.shared.telemetry();
         let tail = self.shard.tail_size();
         telemetry.tail.set(tail);
         telemetry.settle_lag.set(tail);
         telemetry.recovery_estimate_ms.set(super::recovery_estimate_ms(&gauges));
-        let routes = self.hub.routes();
+        let routes = self.hub.shared.routes();
         let ends = self.shard.partition_ends().filter_map(|(partition, durable_end)| {
             let topic = routes.ids.get(&partition.topic)?.name.clone();
             Some(PartitionEnd { topic, partition, durable_end })
@@ -456,10 +468,10 @@ impl Worker {
 
     /// True when this shard may seal and end.
     fn advance_stop(&mut self) -> bool {
-        let now_ms = self.hub.clock.now().monotonic_ms;
+        let now_ms = self.hub.shared.clock.now().monotonic_ms;
         match self.stop {
             Stop::No if self.phase.is_stopping.load(Ordering::Acquire) => {
-                self.hub.inbox.borrow_mut().push_back(Input::Stop);
+                self.hub.shared.inbox.push_back(Input::Stop);
                 self.hub.end_connections();
                 self.stop = Stop::Draining { until_ms: now_ms + DRAIN_MS_MAX };
             }
@@ -472,7 +484,7 @@ impl Worker {
                 if is_overdue || self.hub.connection_count() == 0 && self.shard.is_quiet() {
                     self.stop = Stop::Drained { is_overdue };
                     self.phase.drained.fetch_add(1, Ordering::AcqRel);
-                    for doorbell in self.hub.port.borrow().doorbells().iter() {
+                    for doorbell in self.hub.shared.port.doorbells().iter() {
                         doorbell.ring();
                     }
                 }
@@ -480,40 +492,48 @@ impl Worker {
             Stop::Drained { .. } => {}
         }
         let Stop::Drained { is_overdue } = self.stop else { return false };
-        let is_finished = self.shard.is_quiet() && self.hub.inbox.borrow().is_empty();
+        let is_finished = self.shard.is_quiet() && self.hub.shared.inbox.is_empty();
         self.phase.drained.load(Ordering::Acquire) == self.shard_count
             && (is_finished || is_overdue)
     }
 
     /// Waits for something to do. The order (say that we sleep, look once more, sleep) is the
     /// doorbell's protocol, see `ring.rs`.
-    async fn sleep(&self) {
-        let now_ms = self.hub.clock.now().monotonic_ms;
-        let mut wait_ms = self.shard.next_deadline_ms().map_or(FIGURES_INTERVAL_MS, |due_ms| {
+    fn wait(&mut self, pause_until_ms: Option<u64>) -> io::Result<()> {
+        let shared = &mut self.hub.shared;
+        let has_input = !shared.inbox.is_empty() && self.shard.accepts();
+        let may_sleep = !has_input && shared.unflushed.is_empty();
+        if !may_sleep {
+            return shared.uring.wait(Duration::ZERO, &mut self.completions);
+        }
+        let spin_end = (!self.spin.is_zero()).then(|| Instant::now() + self.spin);
+        while spin_end.is_some_and(|end| Instant::now() < end) {
+            shared.uring.wait(Duration::ZERO, &mut self.completions)?;
+            let is_quiet = shared.port.is_empty() && self.mailbox.is_empty();
+            if !self.completions.is_empty() || !is_quiet {
+                return Ok(());
+            }
+            std::hint::spin_loop();
+        }
+        let now_ms = shared.clock.now().monotonic_ms;
+        let due_ms = self.shard.next_deadline_ms().into_iter().chain(pause_until_ms).min();
+        let mut wait_ms = due_ms.map_or(FIGURES_INTERVAL_MS, |due_ms| {
             due_ms.saturating_sub(now_ms).clamp(1, FIGURES_INTERVAL_MS)
         });
         if self.stop != Stop::No {
             wait_ms = wait_ms.min(STOP_POLL_MS);
         }
-        let mut timer = Timer::new(Duration::from_millis(wait_ms));
-        poll_fn(|context| {
-            if self.hub.wake.take() || Pin::new(&mut timer).poll(context).is_ready() {
-                return Poll::Ready(());
-            }
-            self.hub.wake.register(context.waker());
-            let mut port = self.hub.port.borrow_mut();
-            port.doorbell().bell.lie_down();
-            if !port.is_empty() || port.has_backlog() || !self.mailbox.is_empty() {
-                return Poll::Ready(());
-            }
-            Poll::Pending
-        })
-        .await;
-        self.hub.port.borrow().doorbell().bell.get_up();
+        shared.port.doorbell().bell.lie_down();
+        let is_awaited =
+            shared.port.is_empty() && !shared.port.has_backlog() && self.mailbox.is_empty();
+        let timeout = if is_awaited { Duration::from_millis(wait_ms) } else { Duration::ZERO };
+        let result = shared.uring.wait(timeout, &mut self.completions);
+        shared.port.doorbell().bell.get_up();
+        result
     }
 
-    async fn finish(mut self) {
-        let now = self.hub.clock.now();
+    fn finish(&mut self) -> io::Result<()> {
+        let now = self.hub.shared.clock.now();
         if !self.shard.is_quiet() {
             tracing::warn!(
                 shard = self.shard.id().0,
@@ -521,14 +541,16 @@ impl Worker {
                  without a seal, as after a crash"
             );
         } else if let Some(seal) = self.shard.seal(now) {
-            self.write(seal);
-            while !self.hub.inbox.borrow().iter().any(|input| matches!(input, Input::Durable(_))) {
-                self.hub.wake.wait().await;
+            self.write(&seal);
+            let is_sealed = |input: &Input| matches!(input, Input::Durable(_));
+            while !self.hub.shared.inbox.iter().any(is_sealed) {
+                let timeout = Duration::from_millis(FIGURES_INTERVAL_MS);
+                self.hub.shared.uring.wait(timeout, &mut self.completions)?;
+                self.handle_completions(&mut None)?;
             }
         }
-        while self.jobs_open.get() > 0 {
-            self.hub.wake.wait().await;
-        }
+        // Dropping the jobs waits for those that are open.
+        Ok(())
     }
 }
 

@@ -38,7 +38,7 @@ impl Survivors {
 }
 
 /// A drive after a power cut.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Cut {
     /// What is on it.
     pub image: Image,
@@ -46,8 +46,11 @@ pub struct Cut {
     pub moment: usize,
 }
 
-/// The writes between one flush and the next, wherever there are any, as a range of events.
-pub fn windows(events: &[Event]) -> Vec<Range<usize>> {
+/// The writes between one flush and the next, as a range of events.
+pub type Window = Range<usize>;
+
+/// All windows with writes.
+pub fn windows(events: &[Event]) -> Vec<Window> {
     let mut windows = Vec::new();
     let mut start = 0;
     for (index, event) in events.iter().enumerate() {

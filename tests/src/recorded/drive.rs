@@ -4,8 +4,10 @@
 //! and not its contents: that is what makes thousands of power cuts affordable.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::io;
 use std::ops::Range;
+use std::os::unix::fs::FileExt;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 /// What a drive writes whole or not at all.
@@ -54,9 +56,40 @@ impl Image {
         }
     }
 
+    /// Places whose contents differ from another image's of the same size, with what this one
+    /// has there.
+    pub fn differences<'a>(
+        &'a self,
+        other: &'a Image,
+    ) -> impl Iterator<Item = (u64, &'a [u8; PAGE_SIZE])> {
+        let pages = self.pages.iter().zip(&other.pages).enumerate();
+        pages.filter_map(|(number, (here, there))| {
+            let contents = match (here, there) {
+                (Some(here), Some(there)) if Arc::ptr_eq(here, there) || here == there => {
+                    return None;
+                }
+                (None, None) => return None,
+                (Some(here), _) => here,
+                (None, Some(_)) => &[0; PAGE_SIZE],
+            };
+            Some(((number * PAGE_SIZE) as u64, contents))
+        })
+    }
+
     /// Whether something was ever written there.
     pub fn is_allocated(&self, range: Range<u64>) -> bool {
         pieces(range).all(|(page, _)| self.pages[page].is_some())
+    }
+
+    /// Writes it to a new file, without what was never written.
+    pub fn save(&self, file: &File) -> io::Result<()> {
+        file.set_len(self.size())?;
+        for (number, page) in self.pages.iter().enumerate() {
+            if let Some(page) = page {
+                file.write_all_at(&page[..], (number * PAGE_SIZE) as u64)?;
+            }
+        }
+        Ok(())
     }
 
     /// The sectors in which this text begins; it must not cross a page.
@@ -245,7 +278,18 @@ mod tests {
         let mut image = Image::new(SIZE);
         image.write(5, b"old");
         let copy = image.clone();
+        assert_eq!(image.differences(&copy).count(), 0);
         image.write(5, b"new");
+        image.write(2 * PAGE_SIZE as u64, b"more");
+        let places = |from: &Image, to: &Image| -> Vec<(u64, Vec<u8>)> {
+            let all = from.differences(to);
+            all.map(|(offset, bytes)| (offset, bytes[..8].to_vec())).collect()
+        };
+        let at = 2 * PAGE_SIZE as u64;
+        let [empty, more] = [[0; 8].to_vec(), b"more\0\0\0\0".to_vec()];
+        let [old, new] = [b"\0\0\0\0\0old".to_vec(), b"\0\0\0\0\0new".to_vec()];
+        assert_eq!(places(&copy, &image), [(0, old), (at, empty)]);
+        assert_eq!(places(&image, &copy), [(0, new), (at, more)]);
         assert_eq!((copy.read(5..8), image.read(5..8)), (b"old".to_vec(), b"new".to_vec()));
     }
 

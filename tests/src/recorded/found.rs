@@ -38,13 +38,13 @@ pub fn recover(directory: &Path) -> Result<Found, String> {
     let mut found = Found::default();
     let mut catalog = Catalog::new(identity.shards, limits());
     let mut records = BTreeMap::new();
-    let mut committed = Vec::new();
     for shard in 0..identity.shards {
         let place = shard_directory(directory, shard);
         let say = |why: String| format!("shard {shard}: {why}");
         let opened = open(&place, shard, &identity).map_err(say)?;
-        committed
-            .extend(opened.committed().map(|(group, _, offset)| (group.to_owned(), offset as i64)));
+        for (group, _, offset) in opened.committed() {
+            note_committed(&mut found.committed, group, offset as i64);
+        }
         drop(opened);
         let state = read(&place, shard, &mut records).map_err(say)?;
         if shard == 0 {
@@ -53,7 +53,6 @@ pub fn recover(directory: &Path) -> Result<Found, String> {
             }
         }
     }
-    found.committed = committed.into_iter().collect();
     found.topics = catalog.routes().topics.keys().map(ToString::to_string).collect();
     for (id, values) in records {
         // Whatever has no name belongs to a topic that was deleted.
@@ -177,6 +176,43 @@ fn take(records: &mut Records, partition: PartitionId, bytes: Bytes) -> Result<(
     Ok(())
 }
 
+/// A commit names several partitions and is in whole or not at all: the lowest offset counts.
+fn note_committed(committed: &mut BTreeMap<String, i64>, group: &str, offset: i64) {
+    let known = committed.entry(group.to_owned()).or_insert(offset);
+    *known = offset.min(*known);
+}
+
+/// What a node has been through, by the files that it left.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct Past {
+    /// Segments that were filled and recycled.
+    pub recycled: u64,
+    /// Extents that were merged from others.
+    pub merged: usize,
+    /// Snapshots that are there beside the first, empty one.
+    pub snapshots: usize,
+    /// Times that a shard was opened.
+    pub epochs: u64,
+}
+
+/// Looks at the manifests of a data directory that nobody uses.
+pub fn past(directory: &Path) -> Result<Past, String> {
+    let identity = Identity::load(directory).map_err(|error| error.to_string())?;
+    let mut past = Past::default();
+    for shard in 0..identity.ok_or("no identity")?.shards {
+        let place = shard_directory(directory, shard);
+        let directory = Directory::open_read_only(place.clone(), place);
+        let loaded = Store::load(&directory, ShardId(shard)).map_err(|error| error.to_string())?;
+        let store = loaded.ok_or("no manifest")?.store;
+        let manifest = store.manifest();
+        past.recycled += manifest.first_segment.0.saturating_sub(SEGMENT_COUNT_MAX as u64);
+        past.merged += manifest.extents.iter().filter(|extent| extent.level > 0).count();
+        past.snapshots += manifest.snapshots.iter().filter(|snapshot| snapshot.size > 0).count();
+        past.epochs += manifest.epoch.0;
+    }
+    Ok(past)
+}
+
 /// Asks a daemon for everything that it owes at a moment.
 pub fn ask(peer: &mut Peer, history: &History, moment: usize) -> Found {
     let mut found = Found { topics: peer.topic_names(), ..Found::default() };
@@ -201,8 +237,8 @@ pub fn ask(peer: &mut Peer, history: &History, moment: usize) -> Found {
     for group in peer.ask(8, &request).groups {
         assert_eq!(group.error_code, ErrorCode::None);
         let offsets = group.topics.iter().flat_map(|topic| &topic.partitions);
-        if let Some(newest) = offsets.map(|partition| partition.committed_offset).max() {
-            found.committed.insert(group.group_id.to_string(), newest);
+        for partition in offsets {
+            note_committed(&mut found.committed, &group.group_id, partition.committed_offset);
         }
     }
     found

@@ -127,7 +127,7 @@ impl Notes {
         assert!(before.is_none(), "{topic}/{partition}: offset {offset} was given twice");
     }
 
-    /// The start of a partition is about to be moved.
+    /// The start of a partition is about to be moved, or may be from now on.
     pub fn trim_asked(&self, topic: &str, partition: i32, to: i64) {
         let (asked, mut history) = self.now();
         let starts = history.starts.entry((topic.into(), partition)).or_default();
@@ -139,6 +139,13 @@ impl Notes {
         let (moment, mut history) = self.now();
         let starts = history.starts.get_mut(&(topic.into(), partition)).expect("asked for");
         starts.last_mut().expect("asked for").answered = Some(moment);
+    }
+
+    /// A client was told where a partition starts, and a start does not move back.
+    pub fn starts_at(&self, topic: &str, partition: i32, start: i64) {
+        let (moment, mut history) = self.now();
+        let starts = history.starts.entry((topic.into(), partition)).or_default();
+        starts.push(Raised { to: start, asked: moment, answered: Some(moment) });
     }
 
     /// A group's offset is about to be committed.
@@ -180,6 +187,17 @@ impl History {
     pub fn commit_count(&self) -> usize {
         let answered = |raised: &&Raised| raised.answered.is_some();
         self.commits.values().flatten().filter(answered).count()
+    }
+
+    /// How many topics were deleted.
+    pub fn deletion_count(&self) -> usize {
+        self.topics.values().filter(|life| life.deleted.is_some()).count()
+    }
+
+    /// By how many records the starts of some topics' partitions have moved, as clients know.
+    pub fn moved(&self, is_meant: impl Fn(&str) -> bool) -> i64 {
+        let starts = self.starts.iter().filter(|((topic, _), _)| is_meant(topic));
+        starts.map(|(_, raised)| bounds(raised, usize::MAX).0.max(0)).sum()
     }
 
     /// Partitions with records of topics that have to be there at a moment. Others may come and

@@ -11,9 +11,11 @@
 //! here relies on those, but that is not shown.
 
 pub mod cut;
+mod device;
 pub mod drive;
 pub mod found;
 pub mod history;
 pub mod server;
 pub mod stand;
+pub mod trial;
 pub mod workload;

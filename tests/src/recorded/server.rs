@@ -1,13 +1,16 @@
 //! Serves one drive as the only file of a FUSE file system.
 //!
 //! Nothing is cached between the file's reader and the drive (`FOPEN_DIRECT_IO`, attributes that
-//! expire at once), so the order of events is the order in which the kernel asked, and the contents
-//! may be exchanged while nobody has the file open.
+//! expire at once), so the order of events is the order in which the kernel asked.
+//!
+//! When everything is recorded that is of no use any more, and the file may be opened with the
+//! kernel's cache. What is read again then costs no request; writes still come at once and all.
 
-use std::ffi::{CString, OsStr};
+use std::ffi::OsStr;
 use std::io;
-use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::channel;
 use std::thread;
 use std::time::{Duration, UNIX_EPOCH};
@@ -18,8 +21,8 @@ use fuser::{
     ReplyOpen, ReplyWrite, Request, Session, TimeOrNow, WriteFlags,
 };
 
+use super::device::unmount;
 use super::drive::SharedDrive;
-use super::stand::run_command;
 use crate::volume::own_mounts;
 
 /// The file's name.
@@ -32,13 +35,15 @@ const EXPIRY: Duration = Duration::ZERO;
 #[derive(Debug)]
 pub struct Server {
     place: PathBuf,
+    is_cached: Arc<AtomicBool>,
 }
 
 impl Server {
     /// Serves the drive in this directory.
     pub fn start(drive: SharedDrive, place: &Path) -> io::Result<Server> {
         let (sender, mounted) = channel();
-        let files = DriveFile { drive };
+        let is_cached = Arc::new(AtomicBool::new(false));
+        let files = DriveFile { drive, is_cached: is_cached.clone() };
         let at = place.to_path_buf();
         thread::Builder::new().name("drive".into()).spawn(move || {
             let mut config = Config::default();
@@ -56,9 +61,14 @@ impl Server {
                 }
             }
         })?;
-        let server = Server { place: place.into() };
+        let server = Server { place: place.into(), is_cached };
         mounted.recv().map_err(io::Error::other)??;
         Ok(server)
+    }
+
+    /// Whoever opens the file from now on reads through the kernel's cache.
+    pub fn cache(&self) {
+        self.is_cached.store(true, Ordering::Release);
     }
 
     /// The file.
@@ -71,8 +81,8 @@ impl Drop for Server {
     fn drop(&mut self) {
         // Lazily, for the loop device may still be letting go of the file. The thread ends when
         // nobody uses the file any more.
-        if let Err(why) = run_command("umount", &["-l".as_ref(), self.place.as_os_str()]) {
-            eprintln!("{} stays mounted until the process ends: {why}", self.place.display());
+        if let Err(error) = unmount(&self.place, libc::MNT_DETACH) {
+            eprintln!("{} stays mounted until the process ends: {error}", self.place.display());
         }
     }
 }
@@ -93,17 +103,13 @@ fn own_descriptors() -> io::Result<()> {
 /// serves what they stand on.
 fn leave_mounts(place: &Path) -> io::Result<()> {
     own_mounts().map_err(io::Error::other)?;
-    let place = CString::new(place.as_os_str().as_bytes())?;
-    // SAFETY: the path lives as long as the call, which touches no memory of ours.
-    match unsafe { libc::umount2(place.as_ptr(), libc::MNT_DETACH) } {
-        0 => Ok(()),
-        _ => Err(io::Error::last_os_error()),
-    }
+    unmount(place, libc::MNT_DETACH)
 }
 
 /// The file system: a directory with one file.
 struct DriveFile {
     drive: SharedDrive,
+    is_cached: Arc<AtomicBool>,
 }
 
 impl DriveFile {
@@ -170,7 +176,11 @@ impl Filesystem for DriveFile {
     }
 
     fn open(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
-        reply.opened(FileHandle(0), FopenFlags::FOPEN_DIRECT_IO);
+        let flags = match self.is_cached.load(Ordering::Acquire) {
+            true => FopenFlags::FOPEN_KEEP_CACHE,
+            false => FopenFlags::FOPEN_DIRECT_IO,
+        };
+        reply.opened(FileHandle(0), flags);
     }
 
     fn read(

@@ -6,17 +6,23 @@
 //! its last mount.
 
 use std::ffi::OsStr;
-use std::fs;
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
+use super::device::{self, Device};
 use super::drive::{Image, SharedDrive};
 use super::server::Server;
 use crate::volume::own_mounts;
 
+/// How often the kernel is asked again whether it has.
+const TICK: Duration = Duration::from_millis(1);
 /// Longest wait for the kernel to let go of files of a process that was killed.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -26,7 +32,9 @@ pub struct Stand {
     /// The drive below.
     pub drive: SharedDrive,
     is_mounted: bool,
-    // Ends before its directories go.
+    // These end in this order.
+    contents: Option<File>,
+    device: Device,
     server: Server,
     place: PathBuf,
     _directory: TempDir,
@@ -36,7 +44,7 @@ impl Stand {
     /// Why there can be no stand on this machine.
     pub fn missing() -> Option<String> {
         for device in ["/dev/fuse", "/dev/loop-control"] {
-            if let Err(error) = fs::File::options().read(true).write(true).open(device) {
+            if let Err(error) = File::options().read(true).write(true).open(device) {
                 return Some(format!("{device}: {error}"));
             }
         }
@@ -61,7 +69,9 @@ impl Stand {
         let arguments = ["-q", "-F", "-J", "size=4", "-m", "0", "-E", options].map(OsStr::new);
         run_command("mkfs.ext4", &[&arguments[..], &[server.file().as_os_str()]].concat())
             .expect("ext4 can be made");
-        Stand { drive, is_mounted: false, server, place, _directory: directory }
+        let device = Device::on(&server.file()).expect("loop devices work here");
+        let (is_mounted, contents) = (false, None);
+        Stand { drive, is_mounted, contents, device, server, place, _directory: directory }
     }
 
     /// Where the file system is, when it is mounted.
@@ -72,9 +82,8 @@ impl Stand {
     /// Mounts the file system; ext4 replays its journal.
     pub fn mount(&mut self) -> Result<(), String> {
         assert!(!self.is_mounted);
-        let (file, place) = (self.server.file(), self.place.clone());
-        let options = ["-t", "ext4", "-o", "loop,errors=remount-ro"].map(OsStr::new);
-        run_command("mount", &[&options[..], &[file.as_os_str(), place.as_os_str()]].concat())?;
+        let mounted = self.device.forget().and_then(|()| self.device.mount(&self.place));
+        mounted.map_err(|error| format!("mount: {error}"))?;
         self.is_mounted = true;
         Ok(())
     }
@@ -83,15 +92,33 @@ impl Stand {
     pub fn unmount(&mut self) {
         let deadline = Instant::now() + PATIENCE;
         // Files of a process that was killed are closed when the last of its I/O has ended.
-        while let Err(why) = run_command("umount", &[self.place.as_os_str()]) {
-            assert!(Instant::now() < deadline, "{why}");
+        while let Err(error) = device::unmount(&self.place, 0) {
+            let is_busy = error.raw_os_error() == Some(libc::EBUSY);
+            assert!(is_busy && Instant::now() < deadline, "umount: {error}");
+            thread::park_timeout(TICK);
         }
         self.is_mounted = false;
+    }
+
+    /// From now on many images are inserted, and the order of writes is of no interest: then an
+    /// image costs what differs from the one before.
+    pub fn cache(&mut self) -> io::Result<()> {
+        assert!(!self.is_mounted);
+        self.server.cache();
+        self.device = Device::on(&self.server.file())?;
+        self.contents = Some(File::options().write(true).open(self.server.file())?);
+        Ok(())
     }
 
     /// Exchanges what is on the drive, below a file system that is not mounted.
     pub fn insert(&mut self, image: Image) {
         assert!(!self.is_mounted);
+        if let Some(file) = &self.contents {
+            let before = self.drive.lock().image().clone();
+            for (offset, bytes) in image.differences(&before) {
+                file.write_all_at(bytes, offset).expect("a drive without trouble");
+            }
+        }
         *self.drive.lock() = super::drive::Drive::new(image);
     }
 }
@@ -101,15 +128,15 @@ impl Drop for Stand {
         self.drive.lock().set_trouble(super::drive::Trouble::default());
         if self.is_mounted {
             // Lazily, for a test that failed may still have files open.
-            if let Err(why) = run_command("umount", &["-l".as_ref(), self.place.as_os_str()]) {
-                eprintln!("{} stays mounted until the process ends: {why}", self.place.display());
+            if let Err(error) = device::unmount(&self.place, libc::MNT_DETACH) {
+                eprintln!("{} stays mounted until the process ends: {error}", self.place.display());
             }
         }
     }
 }
 
 /// Runs a command of the system; its complaint is the error.
-pub(super) fn run_command(name: &str, arguments: &[&OsStr]) -> Result<(), String> {
+fn run_command(name: &str, arguments: &[&OsStr]) -> Result<(), String> {
     let output = Command::new(name)
         .args(arguments)
         .stdin(Stdio::null())

@@ -128,10 +128,14 @@ impl Ledger {
         self.committed.insert((topic.to_owned(), group.to_owned(), partition), offset);
     }
 
-    /// A group reads again what it has read, and so may commit again what it committed: a library
-    /// that lost its place takes what was stored before its last commit came through.
-    pub fn on_going_back(&mut self, topic: &str, group: &str, partition: u32) {
-        self.committed.remove(&(topic.to_owned(), group.to_owned(), partition));
+    /// A group reads again from an offset that it has read, and so may commit again what it
+    /// committed from there on: a library that lost its place takes what was stored before its last
+    /// commit came through. Below that place it commits nothing.
+    pub fn on_going_back(&mut self, topic: &str, group: &str, partition: u32, to: u64) {
+        let place = (topic.to_owned(), group.to_owned(), partition);
+        if let Some(known) = self.committed.get_mut(&place) {
+            *known = to.min(*known);
+        }
     }
 
     /// All records of a writer were acknowledged.
@@ -300,6 +304,18 @@ mod tests {
         assert!(shorter.contains("ended at 2, now at 1"), "{shorter}");
         let order = ledger.check("t", &[keys(&[4, 3])]).expect_err("they are swapped");
         assert!(order.contains("comes after"), "{order}");
+    }
+
+    #[test]
+    fn a_group_that_goes_back_keeps_what_it_committed_below() {
+        let mut ledger = Ledger::default();
+        ledger.on_going_back("t", "g", 0, 3);
+        assert_eq!(ledger.committed("t", "g", 0), 0, "nothing was committed");
+        ledger.on_committed("t", "g", 0, 10);
+        ledger.on_going_back("t", "g", 0, 20);
+        assert_eq!(ledger.committed("t", "g", 0), 10, "it was committed before that place");
+        ledger.on_going_back("t", "g", 0, 7);
+        assert_eq!(ledger.committed("t", "g", 0), 7);
     }
 
     #[test]

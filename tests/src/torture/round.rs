@@ -331,7 +331,7 @@ impl Round<'_> {
                     ));
                 }
                 if offset < *next {
-                    ledger.on_going_back(topic, group, partition);
+                    ledger.on_going_back(topic, group, partition, offset);
                 }
                 *next = offset + 1;
                 ledger.on_read(topic, partition, offset, key)

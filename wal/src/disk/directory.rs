@@ -9,6 +9,8 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::ptr::NonNull;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -80,12 +82,43 @@ pub struct DirectoryLock {
     _files: Vec<File>,
 }
 
-/// A shard's files, through blocking direct I/O. For start, tools and examples.
+/// How fast writes beside commits may be, in bytes a second; zero: as fast as they can. Shared by
+/// the jobs of one shard and changed while they run.
+#[derive(Debug, Clone, Default)]
+pub struct Pace(Arc<AtomicU64>);
+
+impl Pace {
+    /// From now on.
+    pub fn set(&self, bytes_per_second: u64) {
+        self.0.store(bytes_per_second, Ordering::Relaxed);
+    }
+
+    fn wait_for(&self, size: usize) {
+        let rate = self.0.load(Ordering::Relaxed);
+        if let Some(micros) = (size as u64 * 1_000_000).checked_div(rate) {
+            pause(Duration::from_micros(micros));
+        }
+    }
+}
+
+/// What may be done with the files.
+#[derive(Debug)]
+enum Access {
+    /// Nothing is written.
+    ReadOnly,
+    /// This process has them for itself, and nothing else goes on.
+    Alone,
+    /// Commits of the same process go on beside it: they are not held up.
+    BesideCommits(Pace),
+}
+
+/// A shard's files, through blocking direct I/O. For start, tools, jobs and examples.
 #[derive(Debug)]
 pub struct Directory {
     wal: PathBuf,
     data: PathBuf,
-    /// Held until this is dropped; none if it only reads.
+    access: Access,
+    /// Held until this is dropped.
     locks: Vec<File>,
     open: RefCell<HashMap<FileName, File>>,
     /// Files whose predecessor's writes are durable by now.
@@ -97,7 +130,7 @@ impl Directory {
     /// of a killed predecessor to any segment is under way.
     pub fn open(options: &DirectoryOptions) -> Result<Self, DirectoryError> {
         let started = Instant::now();
-        let mut directory = Self::open_read_only(options.wal.clone(), options.data.clone());
+        let mut directory = Self::new(options.wal.clone(), options.data.clone(), Access::Alone);
         for path in directory.paths() {
             create(&path)?;
             let path = path.join(LOCK_FILE);
@@ -127,9 +160,19 @@ impl Directory {
 
     /// For tools: reads files beside a running daemon, writes nothing, creates nothing.
     pub fn open_read_only(wal: PathBuf, data: PathBuf) -> Self {
+        Self::new(wal, data, Access::ReadOnly)
+    }
+
+    /// Beside commits of this process, which holds the directories' locks.
+    pub(super) fn open_beside(wal: PathBuf, data: PathBuf, pace: Pace) -> Self {
+        Self::new(wal, data, Access::BesideCommits(pace))
+    }
+
+    fn new(wal: PathBuf, data: PathBuf, access: Access) -> Self {
         Self {
             wal,
             data,
+            access,
             locks: Vec::new(),
             open: RefCell::new(HashMap::new()),
             synced: RefCell::new(HashSet::new()),
@@ -156,7 +199,12 @@ impl Directory {
     }
 
     fn is_writable(&self) -> bool {
-        !self.locks.is_empty()
+        !matches!(self.access, Access::ReadOnly)
+    }
+
+    /// Closes what was kept open for the next operation.
+    pub(super) fn close_files(&mut self) {
+        self.open.get_mut().clear();
     }
 
     /// Does something with a file, which is opened if it is not.
@@ -219,6 +267,9 @@ impl Directory {
             self.with(name, |file| write_whole(file, &buffer.as_ref()[..padded], offset))?;
             offset += padded as u64;
             left -= size;
+            if let Access::BesideCommits(pace) = &self.access {
+                pace.wait_for(padded);
+            }
         }
         Ok(())
     }
@@ -229,6 +280,10 @@ impl Directory {
         while offset < end {
             let size = (end - offset).min(ZERO_PIECE_SIZE as u64) as usize;
             self.with(name, |file| write_whole(file, &zeros.as_ref()[..size], offset))?;
+            if let Access::BesideCommits(_) = &self.access {
+                // What the device has cached, the next commit's flush would have to wait for.
+                self.with(name, File::sync_data)?;
+            }
             offset += size as u64;
         }
         Ok(())
@@ -360,8 +415,8 @@ fn lock(file: &File, path: &Path, started: Instant, wait: Duration) -> Result<()
     Ok(())
 }
 
-/// A lock is polled, for waiting in the kernel has no limit in time.
-#[expect(clippy::disallowed_methods, reason = "nothing tells when another process lets go")]
+/// A lock is polled, for waiting in the kernel has no limit in time; a pace is kept by waiting.
+#[expect(clippy::disallowed_methods, reason = "neither has an event to wait for")]
 fn pause(duration: Duration) {
     std::thread::sleep(duration);
 }

@@ -16,11 +16,19 @@ const WRITE_COUNT: usize = 100;
 /// A temporary name of the WAL, so that a start removes it if this process dies.
 const PROBE_FILE: &str = "wal-tmp-probe";
 
+/// Where `io_uring_params` has its features, in words.
+const FEATURES_INDEX: usize = 5;
+
+/// `IORING_FEAT_EXT_ARG`, since Linux 5.11: waiting with a timeout.
+const FEATURE_EXT_ARG: u32 = 1 << 8;
+
 /// Why this machine cannot run the log.
 #[derive(Debug, thiserror::Error)]
 pub enum ProbeError {
-    /// The kernel has no io_uring.
-    #[error("this kernel has no io_uring; Linux 5.8 or newer is needed, with CONFIG_IO_URING")]
+    /// The kernel has no io_uring, or one that is too old.
+    #[error(
+        "this kernel has no io_uring that does: Linux 5.11 or newer is needed, with CONFIG_IO_URING"
+    )]
     NoIoUring,
     /// The kernel has it and does not let this process use it.
     #[error(
@@ -40,14 +48,15 @@ pub enum ProbeError {
 /// Whether io_uring may be used.
 pub fn probe_io_uring() -> Result<(), ProbeError> {
     // struct io_uring_params has 120 bytes; all zero asks for the defaults.
-    let mut params = [0u64; 15];
+    let mut params = [0_u32; 30];
     // SAFETY: the kernel reads and writes the parameters, which live and have the size of its
     // struct, and returns a descriptor or an error.
     let fd = unsafe { libc::syscall(libc::SYS_io_uring_setup, 1, params.as_mut_ptr()) };
     if fd >= 0 {
         // SAFETY: the descriptor is ours and is closed only here.
         unsafe { libc::close(fd as libc::c_int) };
-        return Ok(());
+        let has_timeouts = params[FEATURES_INDEX] & FEATURE_EXT_ARG != 0;
+        return if has_timeouts { Ok(()) } else { Err(ProbeError::NoIoUring) };
     }
     let error = io::Error::last_os_error();
     Err(match error.raw_os_error() {

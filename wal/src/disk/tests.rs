@@ -3,8 +3,6 @@ use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::time::Duration;
 
-use glommio::{LocalExecutorBuilder, Placement};
-
 use super::directory::{open_direct, try_lock};
 use super::*;
 use crate::commit::LogOptions;
@@ -21,12 +19,6 @@ fn name(text: &str) -> FileName {
 
 fn options(path: &Path) -> DirectoryOptions {
     DirectoryOptions { wal: path.join("log"), data: path.join("data"), lock_wait: Duration::ZERO }
-}
-
-/// Runs on an executor with little lockable memory, as an unprivileged user has.
-fn run_glommio<F: Future<Output = ()> + 'static>(future: F) {
-    let builder = LocalExecutorBuilder::new(Placement::Unbound).io_memory(256 << 10);
-    builder.make().unwrap().run(future);
 }
 
 /// A list of operations of every kind, on files of both directories.
@@ -96,9 +88,9 @@ fn a_directory_performs_every_operation() {
 fn a_background_job_performs_every_operation() {
     let path = tempfile::tempdir().unwrap();
     let directory = Directory::open(&options(path.path())).unwrap();
-    let background =
+    let mut background =
         Background::new(path.path().join("log"), path.path().join("data"), Pace::default());
-    run_glommio(async move { background.run(every_op()).await.unwrap() });
+    background.run(&every_op()).unwrap();
     check_every_op(&directory);
 }
 
@@ -109,8 +101,9 @@ fn the_directories_may_be_relative_to_the_current_one() {
     let up: std::path::PathBuf =
         std::env::current_dir().unwrap().components().skip(1).map(|_| "..").collect();
     let relative = up.join(path.path().strip_prefix("/").unwrap());
-    let background = Background::new(relative.join("log"), relative.join("data"), Pace::default());
-    run_glommio(async move { background.run(every_op()).await.unwrap() });
+    let mut background =
+        Background::new(relative.join("log"), relative.join("data"), Pace::default());
+    background.run(&every_op()).unwrap();
     check_every_op(&directory);
 }
 
@@ -118,14 +111,11 @@ fn the_directories_may_be_relative_to_the_current_one() {
 fn a_job_ends_at_the_first_operation_that_fails() {
     let path = tempfile::tempdir().unwrap();
     let directory = Directory::open(&options(path.path())).unwrap();
-    let background =
+    let mut background =
         Background::new(path.path().join("log"), path.path().join("data"), Pace::default());
-    run_glommio(async move {
-        let ops =
-            vec![DiskOp::Sync { file: name("missing") }, DiskOp::Create { file: name("never") }];
-        let fault = background.run(ops).await.unwrap_err();
-        assert!(matches!(fault, DiskFault::Failed { operation: "open", .. }), "{fault:?}");
-    });
+    let ops = [DiskOp::Sync { file: name("missing") }, DiskOp::Create { file: name("never") }];
+    let fault = background.run(&ops).unwrap_err();
+    assert!(matches!(fault, DiskFault::Failed { operation: "sync", .. }), "{fault:?}");
     assert_eq!(directory.list().unwrap(), []);
 }
 
@@ -209,7 +199,7 @@ fn log_options() -> LogOptions {
 }
 
 #[test]
-fn frames_written_on_an_executor_are_recovered_from_the_disk() {
+fn frames_written_to_segments_are_recovered_from_the_disk() {
     for method in [SyncMethod::Dsync, SyncMethod::Fdatasync] {
         let path = tempfile::tempdir().unwrap();
         let options = options(path.path());
@@ -222,25 +212,22 @@ fn frames_written_on_an_executor_are_recovered_from_the_disk() {
         })
         .unwrap();
         let _lock = directory.into_lock();
-        let wal = options.wal.clone();
-        run_glommio(async move {
-            let mut writer = SegmentWriter::open(&wal, SegmentId(1), method).await.unwrap();
-            let fault = SegmentWriter::open(&wal, SegmentId(1), method).await.unwrap_err();
-            assert!(fault.to_string().contains("another process"), "{fault}");
-            for value in 0..3 {
-                // The largest goes to the next segment.
-                log.append_put(b"key", &vec![value; value as usize * 400_000]);
-                let write = log.submit(2).unwrap();
-                if write.segment != writer.id() {
-                    writer.close().await.unwrap();
-                    writer = SegmentWriter::open(&wal, write.segment, method).await.unwrap();
-                }
-                writer.write(write.offset, &write.bytes).await.unwrap();
-                log.on_durable(write.sequence);
+        let (wal, mut buffer) = (&options.wal, FrameBuffer::default());
+        let mut writer = SegmentWriter::open(wal, SegmentId(1), method).unwrap();
+        let fault = SegmentWriter::open(wal, SegmentId(1), method).unwrap_err();
+        assert!(fault.to_string().contains("another process"), "{fault}");
+        for value in 0..3 {
+            // The largest goes to the next segment.
+            log.append_put(b"key", &vec![value; value as usize * 400_000]);
+            let write = log.submit(2).unwrap();
+            if write.segment != writer.id() {
+                writer = SegmentWriter::open(wal, write.segment, method).unwrap();
             }
-            assert_eq!(writer.id(), SegmentId(2));
-            writer.close().await.unwrap();
-        });
+            writer.write(&mut buffer, write.offset, &write.bytes).unwrap();
+            log.on_durable(write.sequence);
+        }
+        assert_eq!(writer.id(), SegmentId(2));
+        drop(writer);
 
         let reader = Directory::open_read_only(options.wal.clone(), options.data.clone());
         let mut sizes = Vec::new();
@@ -260,15 +247,14 @@ fn a_background_job_prepares_and_recycles_segments() {
     let path = tempfile::tempdir().unwrap();
     let options = options(path.path());
     let directory = Directory::open(&options).unwrap();
-    let background = Background::new(options.wal.clone(), options.data.clone(), Pace::default());
+    let mut background =
+        Background::new(options.wal.clone(), options.data.clone(), Pace::default());
     let spec =
         |id, nonce| SegmentSpec { shard: ShardId(0), id: SegmentId(id), nonce, size: SEGMENT_SIZE };
-    run_glommio(async move {
-        background.run(segment::prepare_ops(&spec(1, 10))).await.unwrap();
-        background.run(segment::prepare_ops(&spec(2, 20))).await.unwrap();
-        background.run(segment::recycle_ops(SegmentId(1), &spec(3, 30))).await.unwrap();
-        background.run(segment::remove_ops(SegmentId(2))).await.unwrap();
-    });
+    background.run(&segment::prepare_ops(&spec(1, 10))).unwrap();
+    background.run(&segment::prepare_ops(&spec(2, 20))).unwrap();
+    background.run(&segment::recycle_ops(SegmentId(1), &spec(3, 30))).unwrap();
+    background.run(&segment::remove_ops(SegmentId(2))).unwrap();
     let end = scan(&directory, &scan_start(), &mut |_| Ok(())).unwrap();
     assert_eq!(end.spare, [(SegmentId(3), 30)]);
     assert_eq!(end.stale, []);
@@ -302,4 +288,17 @@ fn a_lock_ends_with_the_last_open_file_that_has_it() {
     assert!(!try_lock(other.as_raw_fd()).unwrap());
     drop(same);
     assert!(try_lock(other.as_raw_fd()).unwrap());
+}
+
+#[test]
+fn only_a_whole_write_is_one() {
+    let path = tempfile::tempdir().unwrap();
+    std::fs::write(path.path().join("wal-00000000000000000001.seg"), []).unwrap();
+    let writer = SegmentWriter::open(path.path(), SegmentId(1), SyncMethod::Dsync).unwrap();
+    assert!(writer.check("write", 8192, 8192).is_ok());
+    let short = writer.check("write", 4096, 8192).unwrap_err();
+    assert!(short.to_string().contains("4096 of 8192 bytes"), "{short}");
+    let failed = writer.check("write", -libc::EIO, 8192).unwrap_err();
+    assert!(failed.to_string().contains("wal-00000000000000000001.seg"), "{failed}");
+    assert!(matches!(failed, DiskFault::Failed { operation: "write", .. }), "{failed}");
 }
