@@ -33,9 +33,6 @@ const GATHER: Duration = Duration::from_millis(1);
 /// Where the search begins, in records a second.
 const SWEEP_FIRST: f64 = 4_000.0;
 
-/// The promise that the search keeps.
-pub const SWEEP_BOUND: Duration = Duration::from_millis(5);
-
 /// Most probes of a search. A slow server would take for ever otherwise.
 const PROBES_MAX: u32 = 20;
 
@@ -69,6 +66,9 @@ pub struct Options {
     /// Seconds of load before them, so that a JVM has compiled what it will.
     #[arg(long, default_value = "10", value_parser = parse_seconds)]
     pub warm_up: Duration,
+    /// Bound of the 99th percentile in the search for the highest rate.
+    #[arg(long, default_value = "5ms", value_parser = parse_seconds)]
+    pub bound: Duration,
     /// Bytes of a record.
     #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub size: u32,
@@ -102,8 +102,8 @@ pub struct Options {
 pub enum Scenario {
     /// From due time to acknowledgement, at fixed rates.
     Latency,
-    /// The highest rate that keeps the 99th percentile below 5 ms, by a client that gathers for a
-    /// millisecond.
+    /// The highest rate that keeps the 99th percentile below --bound, by a client that gathers for
+    /// a millisecond.
     Sweep,
     /// Most records a second with 20,000 in flight by franz-go, and the cost of producing and
     /// consuming them; for servers that speak Kafka's protocol.
@@ -156,6 +156,8 @@ pub struct Comparison {
     pub shared: Shared,
     /// For how long.
     pub duration: Duration,
+    /// What the search keeps.
+    pub bound: Duration,
 }
 
 impl Comparison {
@@ -174,7 +176,7 @@ impl Comparison {
             warm_up: options.warm_up,
             shards: options.shards,
         };
-        Ok(Self { ground, shared, duration: options.duration })
+        Ok(Self { ground, shared, duration: options.duration, bound: options.bound })
     }
 
     /// Opens a system, measures it and closes it. What goes wrong is in the run, and the others go
@@ -241,7 +243,7 @@ impl Comparison {
             let mut probe = run.clone();
             // A server that falls over at a rate has not kept it.
             let is_good = match drive::drive(opened, &self.shared, ask, &mut probe) {
-                Ok(()) => sweep.judge(&probe.result, BATCHES_PER_SECOND, SWEEP_BOUND),
+                Ok(()) => sweep.judge(&probe.result, BATCHES_PER_SECOND, self.bound),
                 Err(why) => {
                     probe.notes.push(format!("at {records} records a batch: {why}"));
                     false
@@ -255,9 +257,10 @@ impl Comparison {
             }
         }
         let best = best.ok_or_else(|| {
-            format!("not even {BATCHES_PER_SECOND} records/s keep the bound of {SWEEP_BOUND:?}")
+            format!("not even {BATCHES_PER_SECOND} records/s keep the bound of {:?}", self.bound)
         })?;
         *run = best;
+        run.figures.insert("bound_ms".to_owned(), self.bound.as_secs_f64() * 1e3);
         run.figures.insert("probes".to_owned(), probes.into());
         Ok(())
     }

@@ -2,10 +2,12 @@
 
 mod agree;
 mod compare;
+mod compare_runs;
 mod fetch;
 mod fill;
 mod latency;
 mod recovery;
+mod report;
 mod soak;
 mod throughput;
 
@@ -56,6 +58,10 @@ enum Subcommands {
     Soak(soak::Options),
     /// Tidemill beside its peers, one after another in rounds.
     Compare(compare::Options),
+    /// Whether one build, or one set of runs, is slower than another.
+    CompareRuns(compare_runs::Options),
+    /// Runs as one HTML page.
+    Report(report::Options),
 }
 
 fn main() -> ExitCode {
@@ -68,6 +74,8 @@ fn main() -> ExitCode {
         Subcommands::Recovery(options) => recovery::run(&options),
         Subcommands::Soak(options) => soak::run(&options),
         Subcommands::Compare(options) => compare::run(&options),
+        Subcommands::CompareRuns(options) => compare_runs::run(&options),
+        Subcommands::Report(options) => report::run(&options),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

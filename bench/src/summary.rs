@@ -87,7 +87,9 @@ pub fn title(run: &Run) -> String {
             format!("Acknowledgement at {} records/s of {size} B", thousands(rate))
         }
         ("sweep", _) => {
-            "Highest rate with a 99th percentile below 5 ms, batching clients".to_owned()
+            let bound =
+                run.figures.get("bound_ms").map_or("the bound".to_owned(), |it| format!("{it} ms"));
+            format!("Highest rate with a 99th percentile below {bound}, batching clients")
         }
         ("franz", _) => "Most records a second, 20,000 in flight, by franz-go".to_owned(),
         (kind, Some(rate)) => format!(
@@ -157,7 +159,6 @@ pub fn columns(kind: &str) -> Vec<Column> {
 /// One table for each scenario, in the order in which they came.
 pub fn tables(runs: &[Run]) -> Vec<Table<'_>> {
     let mut tables: Vec<Table<'_>> = Vec::new();
-    // A run that failed before its load was known goes by its kind alone; see `title_of`.
     for run in runs {
         let Some(title) = title_of(run, runs) else { continue };
         let index = tables.iter().position(|table| table.title == title).unwrap_or_else(|| {
@@ -180,12 +181,12 @@ pub fn tables(runs: &[Run]) -> Vec<Table<'_>> {
     tables
 }
 
-/// The scenario of a run, also of one that failed early.
+/// The scenario of a run; one that failed before its load was known goes with those of its kind.
 fn title_of(run: &Run, runs: &[Run]) -> Option<String> {
-    if run.load.record_size > 0 {
+    if is_whole(run) || run.load.record_size > 0 && run.kind != "sweep" {
         return Some(title(run));
     }
-    runs.iter().find(|other| other.kind == run.kind && other.load.record_size > 0).map(title)
+    runs.iter().find(|other| other.kind == run.kind && is_whole(other)).map(title)
 }
 
 /// All tables as text, each figure also as a ratio to the system `to`.

@@ -2,7 +2,7 @@
 // go through with a number of them in flight, and then all of them back.
 //
 //	franz produce BROKER TOPIC seconds=S warmup=S size=N inflight=N [linger_ms=N]
-//	franz consume BROKER TOPIC records=N warmup=N
+//	franz consume BROKER TOPIC records=N warmup=N    (of the N, about that many before the time)
 //
 // Says "begin" when the measured time begins and "end" when it is over, each on a line and when it
 // is, so that whoever started it can look at the server then. Then one line: records=N seconds=S.
@@ -102,13 +102,13 @@ func consume(broker, topic string, options map[string]string) {
 		fail("client", err)
 	}
 	defer client.Close()
-	poll(client, number(options, "warmup", 0))
+	warm := poll(client, number(options, "warmup", 0))
 	fmt.Println("begin")
 	began := time.Now()
-	got := poll(client, number(options, "records", 1))
+	got := poll(client, number(options, "records", 1)-warm)
 	took := time.Since(began)
 	fmt.Println("end")
-	fmt.Printf("records=%d seconds=%.6f total=%d\n", got, took.Seconds(), got)
+	fmt.Printf("records=%d seconds=%.6f total=%d\n", got, took.Seconds(), warm+got)
 }
 
 // Takes at least so many records, and says how many it took.

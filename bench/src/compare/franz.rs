@@ -61,14 +61,13 @@ impl Franz<'_> {
             format!("size={}", shared.size),
             format!("inflight={IN_FLIGHT}"),
         ])?;
-        let warm_up_records = produced.total.min(CONSUMED_MAX) / 5;
-        let records = produced.total.min(CONSUMED_MAX) - warm_up_records;
+        let records = produced.total.min(CONSUMED_MAX);
         let consumed = self.run(&[
             "consume".to_owned(),
             self.opened.target.address().to_string(),
             TOPIC.to_owned(),
             format!("records={records}"),
-            format!("warmup={warm_up_records}"),
+            format!("warmup={}", records / 5),
         ])?;
         run.load = Load {
             arrivals: "closed".to_owned(),
