@@ -15,9 +15,10 @@ use hdrhistogram::Histogram;
 
 use self::bare::Bare;
 use self::consumers::{Arrival, Consumers};
+use crate::client::Client;
 use crate::latency::parse_rate;
 use crate::load::kafka::Produce;
-use crate::load::{Clock, new_histogram, to_latency};
+use crate::load::{Arrivals, Clock, new_histogram, to_latency};
 use crate::measure::{IN_FLIGHT_MAX, Request, Target};
 use crate::options::{LoadOptions, OutputOptions, ServerOptions};
 use crate::run::{Latency, Measured, Percentiles, Run};
@@ -60,7 +61,7 @@ pub fn run(options: &Options) -> Result<(), String> {
 fn one(options: &Options, target: &Target) -> Result<Run, String> {
     // One connection, so that requests and offsets have the same order. Batches are sent when they
     // are due: what is measured is the way from there.
-    let load = LoadOptions { connections: 1, ..options.load.clone() };
+    let load = LoadOptions { connections: 1, arrivals: Arrivals::Even, ..options.load.clone() };
     let mut shape = load.shape(options.batch as usize);
     shape.topic = format!("{}-{:08x}", shape.topic, crate::random() as u32);
     let leaders = target.make_topic(&shape.topic, load.partitions, &[])?;
@@ -78,9 +79,8 @@ fn one(options: &Options, target: &Target) -> Result<Run, String> {
 
     let clock = Clock::start();
     plan.clock = Some(clock);
-    let ends = crate::client::Client::open(target.address())
-        .map_err(|error| error.to_string())?
-        .ends(&shape.topic, load.partitions)?;
+    let mut client = Client::open(target.address()).map_err(|error| error.to_string())?;
+    let ends = client.ends(&shape.topic, load.partitions)?;
     let consumers = Consumers::start(
         vec![target.address(); options.consumers as usize],
         Some((shape.topic.clone(), ends.clone())),
@@ -88,14 +88,14 @@ fn one(options: &Options, target: &Target) -> Result<Run, String> {
     )?;
     produce.elsewhere();
     let measured = target.measure(&plan, &mut produce, request, &mut |_| ())?;
-    let due = Due {
-        partitions: load.partitions.into(),
-        records: options.batch.into(),
-        ends,
-        first_partition: 0,
-    };
+    if alone.refused + measured.refused > 0 {
+        return Err(
+            "requests were refused, so offsets do not tell when a record was due".to_owned()
+        );
+    }
+    let due = Due { partitions: load.partitions.into(), records: options.batch.into(), ends };
     let wanted = measured.requests * u64::from(options.consumers);
-    let consumed = consumers.finish()?;
+    let consumed = consumers.finish(client.ends(&shape.topic, load.partitions)?)?;
     let (latency, deliveries) = due.latencies(&consumed.arrivals, &measured, &plan);
     if deliveries < wanted {
         let missing = wanted - deliveries;
@@ -105,11 +105,14 @@ fn one(options: &Options, target: &Target) -> Result<Run, String> {
     let bare = Bare::start(options.consumers as usize, produce.batch(0), &shape.topic, per_second)?;
     let reading = Consumers::start(vec![bare.address(); options.consumers as usize], None, clock)?;
     let bare_done = bare.serve(plan.duration)?;
-    let bare_consumed = reading.finish()?;
+    let bare_consumed = reading.finish(Vec::new())?;
 
     run.result = measured;
-    run.result.latency = latency;
+    let acknowledged = std::mem::replace(&mut run.result.latency, latency);
+    run.result.series.clear();
     figures(&mut run, &alone, &consumed, &bare_done, bare_consumed.bytes, options.consumers);
+    run.figures.insert("produce_p50_us".to_owned(), acknowledged.percentiles.p50);
+    run.figures.insert("produce_p99_us".to_owned(), acknowledged.percentiles.p99);
     run.notes.push(
         "latency runs from when a batch was due at the producer until a consumer has it".to_owned(),
     );
@@ -127,7 +130,7 @@ fn figures(
 ) {
     let both = run.result.cost.server_cpu_seconds;
     let extra = both.zip(alone.cost.server_cpu_seconds).map(|(both, alone)| both - alone);
-    // The bare server runs for the measured time alone, the consumers through warm-up and drain.
+    // The measured time alone, as the server's; the consumers' own figures include the warm-up.
     let bare_cpu = bare.cpu_seconds;
     let figures = [
         ("consumers", Some(f64::from(consumers))),
@@ -156,14 +159,12 @@ struct Due {
     records: u64,
     /// Where each partition ended before the first request.
     ends: Vec<u64>,
-    first_partition: u64,
 }
 
 impl Due {
     fn request(&self, partition: u32, base_offset: u64) -> Option<u64> {
         let since = base_offset.checked_sub(*self.ends.get(partition as usize)?)?;
-        let turn = u64::from(partition) + self.partitions - self.first_partition;
-        Some(since / self.records * self.partitions + turn % self.partitions)
+        Some(since / self.records * self.partitions + u64::from(partition))
     }
 
     /// Of all deliveries whose request was due in the measured time.
@@ -217,4 +218,19 @@ fn tell(run: &Run) {
 }
 
 /// How long consumers may take for what is left when the load has ended.
-const CATCH_UP: Duration = Duration::from_secs(2);
+const CATCH_UP: Duration = Duration::from_secs(30);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_offset_tells_its_request() {
+        let due = Due { partitions: 3, records: 10, ends: vec![100, 200, 300] };
+        let requests = [(0, 100), (1, 200), (2, 300), (0, 110), (2, 310)];
+        let found = requests.map(|(partition, offset)| due.request(partition, offset));
+        assert_eq!(found, [Some(0), Some(1), Some(2), Some(3), Some(5)]);
+        assert_eq!(due.request(1, 199), None, "from before");
+        assert_eq!(due.request(3, 0), None, "no such partition");
+    }
+}

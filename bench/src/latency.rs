@@ -95,15 +95,16 @@ fn limit(
         return Ok(None);
     }
     let plan = options.load.plan(produce, Some(options.rate), IN_FLIGHT_MAX);
-    measure::limits(&plan, produce, target.directory(), options.server.sync).map(Some)
+    measure::limits(&plan, produce, target, options.server.sync).map(Some)
 }
 
 fn sweep(options: &Options, target: &Target, produce: &mut Produce) -> Result<(), String> {
     let mut sweep = Sweep::new(options.rate);
     while let Some(rate) = sweep.next_rate() {
-        let run = one(options, target, produce, rate)?;
-        options.output.write(&run)?;
+        let mut run = one(options, target, produce, rate)?;
         let is_good = sweep.judge(&run.result, rate, options.bound);
+        sweep.tell(&mut run, is_good, options.bound);
+        options.output.write(&run)?;
         tell(&run);
         sweep.add(Probe { rate, is_good });
     }

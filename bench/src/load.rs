@@ -52,7 +52,7 @@ pub enum Taken {
     },
     /// `size` bytes that answer a request well.
     Answer {
-        /// Bytes of the answer; zero if the bytes before held several answers.
+        /// Bytes of the answer.
         size: usize,
         /// Which request.
         which: Which,
@@ -73,6 +73,4 @@ pub enum Which {
     Next,
     /// The one of this number.
     Number(u64),
-    /// The oldest ones up to and with this number.
-    UpTo(u64),
 }

@@ -1,10 +1,13 @@
 //! Load and data for measurements. One file for each subcommand.
 
 mod agree;
+mod compare;
+mod compare_runs;
 mod fetch;
 mod fill;
 mod latency;
 mod recovery;
+mod report;
 mod soak;
 mod throughput;
 
@@ -18,7 +21,9 @@ mod limit;
 mod load;
 mod machine;
 mod node;
+mod peers;
 mod run;
+mod summary;
 
 use std::fs::File;
 use std::io::Read;
@@ -51,6 +56,12 @@ enum Subcommands {
     Recovery(recovery::Options),
     /// Hours at a steady rate: nothing may grow, nothing may drift.
     Soak(soak::Options),
+    /// Tidemill beside its peers, one after another in rounds.
+    Compare(compare::Options),
+    /// Whether one build, or one set of runs, is slower than another.
+    CompareRuns(compare_runs::Options),
+    /// Runs as one HTML page.
+    Report(report::Options),
 }
 
 fn main() -> ExitCode {
@@ -62,6 +73,9 @@ fn main() -> ExitCode {
         Subcommands::Agree(options) => agree::run(&options),
         Subcommands::Recovery(options) => recovery::run(&options),
         Subcommands::Soak(options) => soak::run(&options),
+        Subcommands::Compare(options) => compare::run(&options),
+        Subcommands::CompareRuns(options) => compare_runs::run(&options),
+        Subcommands::Report(options) => report::run(&options),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -8,7 +8,7 @@ use std::time::Duration;
 use crate::client::{Client, Leaders};
 use crate::limit::{self, Answerer, LimitFile};
 use crate::load::kafka::{Produce, Shape};
-use crate::load::{self, Mark, Outcome, Plan, Protocol};
+use crate::load::{self, Mark, Outcome, Plan, Poll, Protocol};
 use crate::machine::{self, Device, DeviceCounters};
 use crate::node::{self, Node};
 use crate::options::{LoadOptions, ServerOptions};
@@ -19,6 +19,12 @@ pub const DRAIN: Duration = Duration::from_secs(30);
 
 /// Requests that may wait for answers when a rate is asked for: more than any server lives with.
 pub const IN_FLIGHT_MAX: u64 = 1_000_000;
+
+/// A device rests when it wrote next to nothing in some windows, one after the other.
+const REST_WINDOW: Duration = Duration::from_millis(100);
+const REST_WINDOWS: u32 = 3;
+const REST_WINDOWS_MAX: u32 = 50;
+const REST_SIZE: u64 = 1 << 20;
 
 /// The server of a run.
 pub struct Target {
@@ -82,12 +88,37 @@ impl Target {
         client.leaders(name)
     }
 
+    /// Where the partitions of a topic are led.
+    pub fn leaders(&self, name: &str) -> Result<Leaders, String> {
+        Client::open(self.address).map_err(|error| error.to_string())?.leaders(name)
+    }
+
     /// Stops it, if it is ours.
     pub fn close(self) -> Result<(), String> {
         match self.node {
             Some(node) => node.stop(),
             None => Ok(()),
         }
+    }
+
+    /// Waits until the device has nothing more to write of what was asked before, so that settling
+    /// of one load is not in the times of the next, or of a limit. False: it never rested.
+    pub fn wait_for_rest(&self) -> Result<bool, String> {
+        let Some(device) = &self.device else { return Ok(true) };
+        let mut nothing = Poll::new().map_err(|error| error.to_string())?;
+        let mut before = device.counters();
+        let mut resting = 0;
+        for _ in 0..REST_WINDOWS_MAX {
+            nothing.wait(Some(REST_WINDOW)).map_err(|error| error.to_string())?.for_each(drop);
+            let now = device.counters();
+            let written = now.zip(before).map(|(now, before)| now.since(before).written_bytes);
+            before = now;
+            resting = if written.is_none_or(|size| size < REST_SIZE) { resting + 1 } else { 0 };
+            if resting == REST_WINDOWS {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// A run without results.
@@ -128,6 +159,7 @@ impl Target {
         request: Request,
         on_piece: &mut dyn FnMut(Point),
     ) -> Result<Measured, String> {
+        self.wait_for_rest()?;
         let mut meter = Meter::new(self);
         let outcome = load::run(plan, protocol, &mut |mark| match mark {
             Mark::Begin => meter.begin = meter.read(),
@@ -287,13 +319,17 @@ pub fn answered_by_limit(
     Ok((latency, end.zip(begin).map(|(end, begin)| end - begin)))
 }
 
-/// The limits of a load on a file system.
+/// The limits of a load on the file system of a target, which has nothing to do meanwhile.
 pub fn limits(
     plan: &Plan,
     produce: &mut Produce,
-    directory: &Path,
+    target: &Target,
     method: limit::SyncMethod,
 ) -> Result<Limit, String> {
+    let directory = target.directory();
+    if !target.wait_for_rest()? {
+        eprintln!("the device does not come to rest: somebody else uses it");
+    }
     let depth_one = Duration::from_secs(1).min(plan.duration);
     let durable_write = limit::durable_writes(directory, method, depth_one)?;
     let file = LimitFile::create(directory, limit::FILE_SIZE, method)?;

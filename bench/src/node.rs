@@ -190,7 +190,7 @@ impl Drop for Node {
 }
 
 /// A program of the same build.
-fn beside_us(name: &str) -> Result<PathBuf, String> {
+pub fn beside_us(name: &str) -> Result<PathBuf, String> {
     let us = std::env::current_exe().map_err(|error| error.to_string())?;
     Ok(us.with_file_name(name))
 }
@@ -207,7 +207,7 @@ fn ports_seed() -> u32 {
 }
 
 /// The first of some ports in a row that are free now.
-fn free_ports(count: u16) -> Result<u16, String> {
+pub fn free_ports(count: u16) -> Result<u16, String> {
     let room = (PORTS.end - PORTS.start - count) / count;
     for attempt in 0..1000 {
         let slot = (ports_seed().wrapping_add(attempt)) % u32::from(room);

@@ -135,7 +135,8 @@ pub struct Measured {
     pub refused: u64,
     /// Requests without an answer at the end. They count with the time that they waited.
     pub unanswered: u64,
-    /// Largest delay between due time and sending: what the client itself added at worst.
+    /// From the time that a request had to be sent until it was: what the client itself added. It
+    /// is part of the latencies.
     pub send_delay_us: Percentiles,
     /// From due time to answer.
     pub latency: Latency,

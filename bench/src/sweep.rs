@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use crate::run::Measured;
+use crate::run::{Measured, Run};
 
 /// Halvings of the gap: the knee is known to a twentieth.
 const HALVINGS: u32 = 4;
@@ -62,6 +62,14 @@ impl Sweep {
         let is_whole = result.requests as f64 >= due * 0.99 - 1.0;
         let in_time = result.latency.percentiles.p99 < bound.as_secs_f64() * 1e6;
         is_whole && in_time && result.refused == 0 && result.unanswered == 0
+    }
+
+    /// Says in a probe's run which one it was and what came of it: the knee is the highest rate of
+    /// those that kept the bound.
+    pub fn tell(&self, run: &mut Run, is_good: bool, bound: Duration) {
+        run.round = self.probes as u32 + 1;
+        run.figures.insert("sweep_bound_us".to_owned(), bound.as_secs_f64() * 1e6);
+        run.figures.insert("sweep_bound_kept".to_owned(), f64::from(u8::from(is_good)));
     }
 
     /// What came of a probe.

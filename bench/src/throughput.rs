@@ -129,7 +129,7 @@ fn limit(
         return Ok(None);
     }
     let plan = plan(options, produce, options.rate);
-    let mut limit = measure::limits(&plan, produce, target.directory(), options.server.sync)?;
+    let mut limit = measure::limits(&plan, produce, target, options.server.sync)?;
     let bandwidth = limit::sequential_bandwidth(target.directory(), BANDWIDTH_TIME)?;
     limit.sequential_bytes_per_second = Some(bandwidth);
     Ok(Some(limit))
@@ -148,9 +148,11 @@ fn ratio(run: &Run) -> Option<Ratio> {
 fn sweep(options: &Options, target: &Target, produce: &mut Produce) -> Result<(), String> {
     let mut sweep = Sweep::new(options.rate.expect("clap requires it"));
     while let Some(rate) = sweep.next_rate() {
-        let run = one(options, target, produce, Some(rate))?;
+        let mut run = one(options, target, produce, Some(rate))?;
+        let per_second = rate / f64::from(options.batch);
+        let is_good = sweep.judge(&run.result, per_second, options.bound);
+        sweep.tell(&mut run, is_good, options.bound);
         options.output.write(&run)?;
-        let is_good = sweep.judge(&run.result, rate / f64::from(options.batch), options.bound);
         tell(&run);
         sweep.add(Probe { rate, is_good });
     }

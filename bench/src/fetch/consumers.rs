@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::os::unix::net::UnixStream;
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -57,6 +58,7 @@ pub struct Consumed {
 /// The thread.
 pub struct Consumers {
     stop: UnixStream,
+    ends: Sender<Vec<u64>>,
     thread: JoinHandle<Result<Consumed, String>>,
 }
 
@@ -69,13 +71,16 @@ impl Consumers {
         clock: Clock,
     ) -> Result<Self, String> {
         let (stop, stopped) = UnixStream::pair().map_err(|error| error.to_string())?;
-        let mut consuming = Consuming::open(&addresses, route, clock, stopped)?;
+        let (ends, wanted) = channel();
+        let mut consuming = Consuming::open(&addresses, route, clock, (stopped, wanted))?;
         let thread = thread::spawn(move || consuming.run());
-        Ok(Self { stop, thread })
+        Ok(Self { stop, ends, thread })
     }
 
-    /// Lets them take what is left, and ends them.
-    pub fn finish(self) -> Result<Consumed, String> {
+    /// Lets them take what is left up to these ends of the partitions, or until the server closes
+    /// the connections, and ends them.
+    pub fn finish(self, ends: Vec<u64>) -> Result<Consumed, String> {
+        self.ends.send(ends).map_err(|_| "the consumers have ended".to_owned())?;
         drop(self.stop);
         self.thread.join().map_err(|_| "the consumers panicked".to_owned())?
     }
@@ -87,12 +92,14 @@ struct Consuming {
     topic: Option<String>,
     clock: Clock,
     stopped: UnixStream,
+    wanted: Receiver<Vec<u64>>,
     consumed: Consumed,
 }
 
 struct Consumer {
     link: Link,
     offsets: Vec<u64>,
+    is_closed: bool,
 }
 
 impl Consuming {
@@ -100,7 +107,7 @@ impl Consuming {
         addresses: &[SocketAddr],
         route: Option<(String, Vec<u64>)>,
         clock: Clock,
-        stopped: UnixStream,
+        (stopped, wanted): (UnixStream, Receiver<Vec<u64>>),
     ) -> Result<Self, String> {
         let poll = Poll::new().map_err(|error| error.to_string())?;
         poll.add(&stopped, STOP).map_err(|error| error.to_string())?;
@@ -110,10 +117,10 @@ impl Consuming {
         for (token, address) in addresses.iter().enumerate() {
             let link = Link::open(*address)?;
             poll.add(link.stream(), token).map_err(|error| error.to_string())?;
-            links.push(Consumer { link, offsets: offsets.clone() });
+            links.push(Consumer { link, offsets: offsets.clone(), is_closed: false });
         }
         let consumed = Consumed { arrivals: Vec::with_capacity(1 << 16), ..Consumed::default() };
-        Ok(Self { poll, links, topic, clock, stopped, consumed })
+        Ok(Self { poll, links, topic, clock, stopped, wanted, consumed })
     }
 
     fn run(&mut self) -> Result<Consumed, String> {
@@ -122,28 +129,37 @@ impl Consuming {
         for token in 0..self.links.len() {
             self.ask(token)?;
         }
-        let mut until = None;
+        // Ends of the partitions, and the end of patience.
+        let mut last: Option<(Vec<u64>, u64)> = None;
         let mut ready = Vec::new();
-        loop {
-            let left = until.map(|until: u64| until.saturating_sub(self.clock.now()));
-            if left == Some(0) {
-                break;
-            }
+        while !last.as_ref().is_some_and(|(ends, until)| self.is_done(ends, *until)) {
             ready.clear();
+            let left = last.as_ref().map(|(_, until)| until.saturating_sub(self.clock.now()));
             let timeout = left.map(Duration::from_nanos);
             ready.extend(self.poll.wait(timeout).map_err(|error| error.to_string())?);
             for event in &ready {
                 if event.token == STOP {
                     self.poll.remove(&self.stopped).map_err(|error| error.to_string())?;
-                    until = Some(self.clock.now() + CATCH_UP.as_nanos() as u64);
+                    let ends = self.wanted.recv().map_err(|error| error.to_string())?;
+                    last = Some((ends, self.clock.now() + CATCH_UP.as_nanos() as u64));
                 } else if !self.receive(event.token)? {
-                    // The server has gone, which only one that says nothing may do.
-                    until = Some(0);
+                    let consumer = &mut self.links[event.token];
+                    consumer.is_closed = true;
+                    self.poll.remove(consumer.link.stream()).map_err(|error| error.to_string())?;
                 }
             }
         }
         self.consumed.cpu_seconds = thread_cpu_seconds() - began;
         Ok(std::mem::take(&mut self.consumed))
+    }
+
+    /// Whether everybody has everything, or waits for it no longer.
+    fn is_done(&self, ends: &[u64], until_ns: u64) -> bool {
+        let has_all = |consumer: &Consumer| match self.topic {
+            Some(_) => consumer.offsets == ends,
+            None => consumer.is_closed,
+        };
+        self.links.iter().all(has_all) || self.clock.now() >= until_ns
     }
 
     fn ask(&mut self, token: usize) -> Result<(), String> {

@@ -134,23 +134,13 @@ impl Connection {
     }
 
     /// Takes the requests that an answer is for off those that wait.
-    pub fn answered(&mut self, which: Which, mut each: impl FnMut(Waiting)) -> Result<(), String> {
+    pub fn answered(&mut self, which: Which, each: impl FnOnce(Waiting)) -> Result<(), String> {
         let nobody = || "an answer came for a request that waits for none".to_owned();
         match which {
             Which::Next => each(self.waiting.pop_front().ok_or_else(nobody)?),
             Which::Number(number) => {
                 let index = self.waiting.iter().position(|waiting| waiting.number == number);
                 each(index.and_then(|index| self.waiting.remove(index)).ok_or_else(nobody)?);
-            }
-            Which::UpTo(number) => {
-                let mut count = 0;
-                while let Some(waiting) = self.waiting.pop_front_if(|next| next.number <= number) {
-                    each(waiting);
-                    count += 1;
-                }
-                if count == 0 {
-                    return Err(nobody());
-                }
             }
         }
         Ok(())

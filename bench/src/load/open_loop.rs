@@ -348,3 +348,114 @@ impl<'a> Drive<'a> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::net::TcpListener;
+    use std::thread;
+
+    use super::*;
+    use crate::load::Which;
+
+    /// Eight bytes: the number of the request, sent back as it came.
+    struct Numbers;
+
+    impl Protocol for Numbers {
+        fn encode(&mut self, _connection: usize, number: u64, out: &mut Vec<u8>) {
+            out.extend_from_slice(&number.to_be_bytes());
+        }
+
+        fn take(
+            &mut self,
+            _connection: usize,
+            received: &[u8],
+            _out: &mut Vec<u8>,
+        ) -> Result<Taken, String> {
+            let Some(bytes) = received.first_chunk::<8>() else { return Ok(Taken::More) };
+            let which = Which::Number(u64::from_be_bytes(*bytes));
+            Ok(Taken::Answer { size: 8, which })
+        }
+    }
+
+    /// A server that sends back all but what `keeps` says, and stands still once for `stall`
+    /// before it answers request `stall_at`.
+    fn serve(stall_at: u64, stall: Duration, keeps: fn(u64) -> bool) -> SocketAddr {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let address = listener.local_addr().expect("bound");
+        thread::spawn(move || {
+            let (mut stream, _) = listener.accept().expect("a client");
+            let mut bytes = [0; 8];
+            while stream.read_exact(&mut bytes).is_ok() {
+                let number = u64::from_be_bytes(bytes);
+                if number == stall_at {
+                    let mut nothing = Poll::new().expect("a set");
+                    nothing.wait(Some(stall)).expect("waits").for_each(drop);
+                }
+                if !keeps(number) && stream.write_all(&bytes).is_err() {
+                    return;
+                }
+            }
+        });
+        address
+    }
+
+    fn plan(address: SocketAddr) -> Plan {
+        Plan {
+            addresses: vec![address],
+            per_second: Some(1000.0),
+            arrivals: Arrivals::Even,
+            gather: Duration::ZERO,
+            in_flight_max: 1_000_000,
+            warm_up: Duration::from_millis(100),
+            duration: Duration::from_secs(1),
+            piece: Duration::from_millis(100),
+            drain: Duration::from_secs(10),
+            spin: false,
+            clock: None,
+        }
+    }
+
+    #[test]
+    fn a_server_that_stands_still_is_late_for_every_request_that_was_due_meanwhile() {
+        // 300 ms at 1,000 a second: 300 requests wait, 150 of them longer than 150 ms. A client
+        // that waits for answers would have seen one.
+        let address = serve(400, Duration::from_millis(300), |_| false);
+        let outcome = run(&plan(address), &mut Numbers, &mut |_| ()).expect("it runs");
+        assert_eq!((outcome.answered, outcome.refused, outcome.unanswered), (1000, 0, 0));
+        let late =
+            1.0 - outcome.latency.curve.iter().rfind(|at| at.1 < 150e3).map_or(0.0, |at| at.0);
+        assert!(late > 0.10, "{late} of the requests were late: {:?}", outcome.latency);
+        assert!(outcome.latency.percentiles.max >= 295e3, "{:?}", outcome.latency.percentiles);
+    }
+
+    #[test]
+    fn requests_without_an_answer_count_with_the_time_that_they_waited() {
+        let address = serve(u64::MAX, Duration::ZERO, |number| number % 10 == 9);
+        let short = Plan { drain: Duration::from_secs(2), ..plan(address) };
+        let outcome = run(&short, &mut Numbers, &mut |_| ()).expect("it runs");
+        assert_eq!((outcome.answered, outcome.unanswered), (900, 100));
+        assert_eq!(outcome.latency.count, 1000, "they are among the latencies");
+        assert!(outcome.latency.percentiles.p99 >= 2e6, "at least the drain: {outcome:?}");
+    }
+
+    #[test]
+    fn with_few_requests_in_flight_those_that_wait_in_the_client_wait_all_the_same() {
+        let address = serve(400, Duration::from_millis(300), |_| false);
+        let few = Plan { in_flight_max: 1, ..plan(address) };
+        let outcome = run(&few, &mut Numbers, &mut |_| ()).expect("it runs");
+        assert_eq!(outcome.answered + outcome.unanswered, 1000);
+        assert!(outcome.latency.percentiles.p90 >= 100e3, "{:?}", outcome.latency.percentiles);
+    }
+
+    #[test]
+    fn without_a_rate_as_many_are_in_flight_as_may_be() {
+        let address = serve(u64::MAX, Duration::ZERO, |_| false);
+        let closed = Plan { per_second: None, in_flight_max: 8, ..plan(address) };
+        let mut marks = Vec::new();
+        let outcome = run(&closed, &mut Numbers, &mut |mark| marks.push(mark)).expect("it runs");
+        assert!(outcome.answered >= 8, "{outcome:?}");
+        assert_eq!(outcome.unanswered, 0);
+        assert_eq!((marks.first(), marks.last()), (Some(&Mark::Begin), Some(&Mark::End)));
+    }
+}
