@@ -48,6 +48,9 @@ pub struct Options {
     /// Compares with a server that runs and speaks Kafka's protocol; can be repeated.
     #[arg(long, value_name = "NAME=HOST:PORT", value_parser = system::parse_address)]
     pub kafka_address: Vec<System>,
+    /// Measures no limit of the machine beside Tidemill's latencies.
+    #[arg(long)]
+    pub no_limit: bool,
     /// Leaves Tidemill out.
     #[arg(long)]
     pub no_tidemill: bool,
@@ -69,6 +72,9 @@ pub struct Options {
     /// Bound of the 99th percentile in the search for the highest rate.
     #[arg(long, default_value = "5ms", value_parser = parse_seconds)]
     pub bound: Duration,
+    /// Where that search ends, in records a second.
+    #[arg(long, default_value = "4000000", value_parser = parse_rate)]
+    pub sweep_max: f64,
     /// Bytes of a record.
     #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub size: u32,
@@ -158,6 +164,10 @@ pub struct Comparison {
     pub duration: Duration,
     /// What the search keeps.
     pub bound: Duration,
+    /// Where the search ends.
+    pub sweep_max: f64,
+    /// Whether Tidemill's latencies are measured beside the machine's limit.
+    pub with_limit: bool,
 }
 
 impl Comparison {
@@ -176,7 +186,9 @@ impl Comparison {
             warm_up: options.warm_up,
             shards: options.shards,
         };
-        Ok(Self { ground, shared, duration: options.duration, bound: options.bound })
+        let (duration, bound) = (options.duration, options.bound);
+        let (with_limit, sweep_max) = (!options.no_limit, options.sweep_max);
+        Ok(Self { ground, shared, duration, bound, sweep_max, with_limit })
     }
 
     /// Opens a system, measures it and closes it. What goes wrong is in the run, and the others go
@@ -209,6 +221,7 @@ impl Comparison {
                     gather: Duration::ZERO,
                     warm_up: self.shared.warm_up,
                     duration: self.duration,
+                    with_limit: self.with_limit && matches!(system, System::Tidemill { .. }),
                 };
                 drive::drive(&opened, &self.shared, ask, run)?;
             }
@@ -219,6 +232,7 @@ impl Comparison {
             Turn::Franz => {
                 let program = self.ground.installed.program("franz");
                 let franz = Franz { program, opened: &opened };
+                opened.target.wait_for_rest()?;
                 franz.measure(&self.shared, self.duration, run)?;
             }
         }
@@ -233,12 +247,16 @@ impl Comparison {
         // As many batches a second at every rate: what varies is their size.
         while let Some(records) = sweep.next_rate().filter(|_| probes < PROBES_MAX) {
             let records = records.round().max(1.0);
+            if records * BATCHES_PER_SECOND > self.sweep_max {
+                break;
+            }
             let ask = Ask {
                 per_second: BATCHES_PER_SECOND,
                 records: records as u64,
                 gather: GATHER,
                 warm_up: if probes == 0 { self.shared.warm_up } else { Duration::from_secs(1) },
                 duration: (self.duration / 10).max(Duration::from_secs(2)),
+                with_limit: false,
             };
             let mut probe = run.clone();
             // A server that falls over at a rate has not kept it.

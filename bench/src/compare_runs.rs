@@ -164,7 +164,10 @@ fn measure(options: &Options) -> Result<(Vec<Run>, Vec<Run>), String> {
     let shared =
         Shared { size: 256, partitions: 4, connections: 4, warm_up: options.warm_up, shards: 2 };
     let bound = Duration::from_millis(5);
-    let comparison = Comparison { ground, shared, duration: options.duration, bound };
+    let duration = options.duration;
+    // The two are each other's measure.
+    let comparison =
+        Comparison { ground, shared, duration, bound, sweep_max: f64::MAX, with_limit: false };
     let system = |name: &str, binary: &Path| System::Tidemill {
         name: name.to_owned(),
         binary: Some(binary.to_owned()),

@@ -8,7 +8,7 @@ use clap::Args;
 use crate::load::kafka::Produce;
 use crate::measure::{self, IN_FLIGHT_MAX, Request, Target};
 use crate::options::{LoadOptions, OutputOptions, ServerOptions, parse_seconds};
-use crate::run::{Limit, Ratio, Run};
+use crate::run::{Limit, Run};
 use crate::sweep::{Probe, Sweep};
 use crate::tell::{tell, tell_median};
 
@@ -58,10 +58,8 @@ fn rounds(options: &Options, target: &Target, produce: &mut Produce) -> Result<(
         let limit_first = round % 2 == 0;
         let before = if limit_first { limit(options, target, produce)? } else { None };
         let mut run = one(options, target, produce, options.rate)?;
-        run.limit = if limit_first { before } else { limit(options, target, produce)? };
+        run.set_limit(if limit_first { before } else { limit(options, target, produce)? });
         run.round = round;
-        let acknowledgement = run.limit.as_ref().and_then(|limit| limit.acknowledgement.as_ref());
-        run.ratio_to_limit = acknowledgement.map(|limit| Ratio::of(&run.result.latency, limit));
         options.output.write(&run)?;
         tell(&run);
         runs.push(run);

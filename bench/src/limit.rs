@@ -4,8 +4,7 @@
 //! takes all requests that have arrived, makes them durable with one direct write, answers them, and
 //! only then looks again. So exactly one durable write is in flight, and requests that come
 //! meanwhile share the next. It is driven by the same client with the same bytes at the same due
-//! times. It uses blocking `pwrite`, the shortest way that the kernel has to the disk for one write
-//! at a time: nothing is awaited, so no ring could be quicker.
+//! times. It uses blocking `pwrite`: one system call, and no queue or worker between.
 
 mod answerer;
 mod file;

@@ -273,6 +273,26 @@ impl Run {
     }
 }
 
+/// A ratio below this is better than the limit by more than chance.
+const RATIO_MIN: f64 = 0.95;
+
+impl Run {
+    /// Takes the limit of the same round. A result that is better than it is noted: the ratio then
+    /// praises nobody.
+    pub fn set_limit(&mut self, limit: Option<Limit>) {
+        let acknowledgement = limit.as_ref().and_then(|limit| limit.acknowledgement.as_ref());
+        self.ratio_to_limit = acknowledgement.map(|limit| Ratio::of(&self.result.latency, limit));
+        if self.ratio_to_limit.and_then(|ratio| ratio.p50).is_some_and(|ratio| ratio < RATIO_MIN) {
+            self.notes.push(
+                "better than one durable write at a time: shards wrote at once, or others kept the \
+                 machine busy during the limit; no ratio to read anything into"
+                    .to_owned(),
+            );
+        }
+        self.limit = limit;
+    }
+}
+
 impl Ratio {
     /// Of a run's latencies to those of the limit.
     pub fn of(result: &Latency, limit: &Latency) -> Self {
@@ -286,5 +306,42 @@ impl Ratio {
             p999: ratio(|of| of.p999),
             bandwidth: None,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn latency(us: f64) -> Latency {
+        let percentiles = Percentiles { p50: us, p99: us, p999: us, ..Percentiles::default() };
+        Latency { count: 1, percentiles, curve: vec![(1.0, us)] }
+    }
+
+    fn run(us: f64, limit_us: f64) -> Run {
+        let mut run = Run { format: FORMAT, ..Run::default() };
+        run.result.latency = latency(us);
+        let acknowledgement = Some(latency(limit_us));
+        run.set_limit(Some(Limit { acknowledgement, ..Limit::default() }));
+        run
+    }
+
+    #[test]
+    fn a_result_better_than_its_limit_is_noted() {
+        let honest = run(130.0, 100.0);
+        assert_eq!(honest.ratio_to_limit.and_then(|ratio| ratio.p50), Some(1.3));
+        assert!(honest.notes.is_empty());
+        assert_eq!(run(50.0, 100.0).notes.len(), 1);
+    }
+
+    #[test]
+    fn lines_are_read_as_they_were_written_and_no_other_format() {
+        let runs = [run(130.0, 100.0), Run { format: FORMAT, ..Run::default() }];
+        let mut lines = Vec::new();
+        runs.iter().try_for_each(|run| run.write_to(&mut lines)).expect("memory");
+        assert_eq!(Run::read_all(&lines[..]).expect("readable"), runs);
+        let other = String::from_utf8(lines).expect("JSON").replace("\"format\":1", "\"format\":9");
+        assert!(Run::read_all(other.as_bytes()).is_err());
+        assert!(Run::read_all(&b"{}"[..]).is_err());
     }
 }

@@ -150,7 +150,14 @@ pub fn columns(kind: &str) -> Vec<Column> {
                 of: |run| run.figures.get("both_cpu_seconds_per_million").copied(),
             },
         ],
-        _ => vec![p50, p99, p999, max, rate],
+        _ => {
+            let limit = Column {
+                name: "p50 to the machine's limit",
+                digits: 2,
+                of: |run| run.ratio_to_limit?.p50,
+            };
+            vec![p50, p99, p999, max, limit, rate]
+        }
     };
     columns.extend(cost);
     columns

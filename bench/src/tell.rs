@@ -43,6 +43,9 @@ pub fn tell(run: &Run) {
             shown(ratio.p999)
         );
     }
+    for note in &run.notes {
+        eprintln!("  {note}");
+    }
 }
 
 /// The median of the rounds' ratios, and how far they spread.

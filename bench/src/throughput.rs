@@ -10,7 +10,7 @@ use crate::load::Plan;
 use crate::load::kafka::Produce;
 use crate::measure::{self, IN_FLIGHT_MAX, Request, Target};
 use crate::options::{LoadOptions, OutputOptions, ServerOptions, parse_seconds};
-use crate::run::{Limit, Ratio, Run};
+use crate::run::{Limit, Run};
 use crate::sweep::{Probe, Sweep};
 use crate::tell::{tell, tell_median};
 
@@ -70,9 +70,9 @@ fn rounds(options: &Options, target: &Target, produce: &mut Produce) -> Result<(
         let limit_first = round % 2 == 0;
         let before = if limit_first { limit(options, target, produce)? } else { None };
         let mut run = one(options, target, produce, options.rate)?;
-        run.limit = if limit_first { before } else { limit(options, target, produce)? };
+        run.set_limit(if limit_first { before } else { limit(options, target, produce)? });
         run.round = round;
-        run.ratio_to_limit = ratio(&run);
+        add_bandwidth(&mut run);
         options.output.write(&run)?;
         tell(&run);
         runs.push(run);
@@ -135,14 +135,14 @@ fn limit(
     Ok(Some(limit))
 }
 
-/// Latencies to those of the limit; and what reached the device to what it can take.
-fn ratio(run: &Run) -> Option<Ratio> {
-    let limit = run.limit.as_ref()?;
-    let mut ratio = Ratio::of(&run.result.latency, limit.acknowledgement.as_ref()?);
-    let written = run.result.cost.device_written_bytes.zip(limit.sequential_bytes_per_second);
-    ratio.bandwidth =
-        written.map(|(written, bandwidth)| written as f64 / run.result.seconds / bandwidth);
-    Some(ratio)
+/// What reached the device to what it can take.
+fn add_bandwidth(run: &mut Run) {
+    let limit = run.limit.as_ref().and_then(|limit| limit.sequential_bytes_per_second);
+    let written = run.result.cost.device_written_bytes.zip(limit);
+    if let Some(ratio) = &mut run.ratio_to_limit {
+        ratio.bandwidth =
+            written.map(|(written, limit)| written as f64 / run.result.seconds / limit);
+    }
 }
 
 fn sweep(options: &Options, target: &Target, produce: &mut Produce) -> Result<(), String> {

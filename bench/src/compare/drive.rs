@@ -6,12 +6,13 @@ use std::time::Duration;
 use tidemill::batch::Compression;
 
 use super::system::Opened;
+use crate::limit::SyncMethod;
 use crate::load::kafka::{Produce, Shape};
 use crate::load::{Arrivals, Plan, Protocol};
-use crate::measure::{DRAIN, IN_FLIGHT_MAX, Request};
+use crate::measure::{DRAIN, IN_FLIGHT_MAX, Request, limits};
 use crate::peers::pipelined::Pipelined;
 use crate::peers::{Speaks, etcd, nats, redis};
-use crate::run::{Load, Run};
+use crate::run::{Load, Ratio, Run};
 
 /// Topic of all loads of a scenario.
 const TOPIC: &str = "bench";
@@ -44,6 +45,8 @@ pub struct Ask {
     pub warm_up: Duration,
     /// The measured time.
     pub duration: Duration,
+    /// Whether to measure beside it what the machine can do at best; for Kafka's protocol.
+    pub with_limit: bool,
 }
 
 /// Makes what the load goes to.
@@ -59,6 +62,7 @@ pub fn prepare(opened: &Opened, shared: &Shared) -> Result<(), String> {
 pub fn drive(opened: &Opened, shared: &Shared, ask: Ask, run: &mut Run) -> Result<(), String> {
     let connections = shared.connections as usize;
     let size = shared.size as usize;
+    run.load.records_per_request = ask.records;
     let address = opened.target.address();
     let here = vec![address; connections];
     match opened.speaks {
@@ -74,8 +78,15 @@ pub fn drive(opened: &Opened, shared: &Shared, ask: Ask, run: &mut Run) -> Resul
             };
             let mut produce = Produce::new(&shape, &leaders)?;
             let sizes = (produce.accepted_size(), produce.request_size());
-            let to = produce.addresses();
-            measure(opened, shared, ask, to, sizes, &mut produce, run)
+            let plan = ask.plan(produce.addresses());
+            measure(opened, shared, &plan, sizes, &mut produce, run)?;
+            if ask.with_limit {
+                let limit = limits(&plan, &mut produce, &opened.target, SyncMethod::Dsync)?;
+                let least = limit.acknowledgement.as_ref();
+                run.ratio_to_limit = least.map(|least| Ratio::of(&run.result.latency, least));
+                run.limit = Some(limit);
+            }
+            Ok(())
         }
         Speaks::Redis => {
             measure_each(opened, shared, ask, here, redis::Append::new(size, connections), run)
@@ -101,52 +112,58 @@ fn measure_each(
 ) -> Result<(), String> {
     let accepted = u64::from(shared.size) * ask.records;
     let sizes = (accepted, accepted);
+    let plan = ask.plan(addresses);
     if ask.records == 1 {
-        return measure(opened, shared, ask, addresses, sizes, &mut protocol, run);
+        return measure(opened, shared, &plan, sizes, &mut protocol, run);
     }
     let mut pipelined = Pipelined::new(protocol, ask.records, shared.connections as usize);
-    measure(opened, shared, ask, addresses, sizes, &mut pipelined, run)
+    measure(opened, shared, &plan, sizes, &mut pipelined, run)
 }
 
 fn measure(
     opened: &Opened,
     shared: &Shared,
-    ask: Ask,
-    addresses: Vec<SocketAddr>,
+    plan: &Plan,
     (accepted_size, request_size): (u64, u64),
     protocol: &mut impl Protocol,
     run: &mut Run,
 ) -> Result<(), String> {
-    let plan = Plan {
-        addresses,
-        per_second: Some(ask.per_second),
-        arrivals: Arrivals::Even,
-        gather: ask.gather,
-        in_flight_max: IN_FLIGHT_MAX,
-        warm_up: ask.warm_up,
-        duration: ask.duration,
-        piece: Duration::from_secs(1),
-        drain: DRAIN.min(ask.duration),
-        spin: false,
-        clock: None,
-    };
+    let records = run.load.records_per_request;
     run.load = Load {
         requests_per_second: plan.per_second,
         arrivals: "even".to_owned(),
         in_flight_max: plan.in_flight_max,
         record_size: shared.size.into(),
-        records_per_request: ask.records,
+        records_per_request: records,
         request_size,
         partitions: shared.partitions,
         connections: shared.connections,
         keys: 0,
         compression: "none".to_owned(),
         acks: run.sync_method.clone(),
-        warm_up_seconds: ask.warm_up.as_secs_f64(),
-        duration_seconds: ask.duration.as_secs_f64(),
+        warm_up_seconds: plan.warm_up.as_secs_f64(),
+        duration_seconds: plan.duration.as_secs_f64(),
         shards: shared.shards.into(),
     };
-    let request = Request { records: ask.records, size: accepted_size };
-    run.result = opened.target.measure(&plan, protocol, request, &mut |_| ())?;
+    let request = Request { records, size: accepted_size };
+    run.result = opened.target.measure(plan, protocol, request, &mut |_| ())?;
     Ok(())
+}
+
+impl Ask {
+    fn plan(&self, addresses: Vec<SocketAddr>) -> Plan {
+        Plan {
+            addresses,
+            per_second: Some(self.per_second),
+            arrivals: Arrivals::Even,
+            gather: self.gather,
+            in_flight_max: IN_FLIGHT_MAX,
+            warm_up: self.warm_up,
+            duration: self.duration,
+            piece: Duration::from_secs(1),
+            drain: DRAIN.min(self.duration),
+            spin: false,
+            clock: None,
+        }
+    }
 }
