@@ -243,6 +243,7 @@ impl Comparison {
     fn sweep(&self, opened: &system::Opened, run: &mut Run) -> Result<(), String> {
         let mut sweep = Sweep::new(SWEEP_FIRST / BATCHES_PER_SECOND);
         let mut best: Option<Run> = None;
+        let mut notes = Vec::new();
         let mut probes = 0;
         // As many batches a second at every rate: what varies is their size.
         while let Some(records) = sweep.next_rate().filter(|_| probes < PROBES_MAX) {
@@ -263,7 +264,7 @@ impl Comparison {
             let is_good = match drive::drive(opened, &self.shared, ask, &mut probe) {
                 Ok(()) => sweep.judge(&probe.result, BATCHES_PER_SECOND, self.bound),
                 Err(why) => {
-                    probe.notes.push(format!("at {records} records a batch: {why}"));
+                    notes.push(format!("at {records} records a batch: {why}"));
                     false
                 }
             };
@@ -278,6 +279,7 @@ impl Comparison {
             format!("not even {BATCHES_PER_SECOND} records/s keep the bound of {:?}", self.bound)
         })?;
         *run = best;
+        run.notes.append(&mut notes);
         run.figures.insert("bound_ms".to_owned(), self.bound.as_secs_f64() * 1e3);
         run.figures.insert("probes".to_owned(), probes.into());
         Ok(())
