@@ -18,12 +18,10 @@ use glommio::net::TcpStream;
 
 use super::event::Event;
 use super::hub::Hub;
+use super::tickets::ConnectionId;
 use crate::command::Ticket;
 use crate::kafka::frame::{CloseReason, take_frame};
 use crate::kafka::session::{DispatchId, Session};
-
-/// Requests of one connection that may be open; then nothing more is read from it.
-const REQUESTS_OPEN_MAX: usize = 128;
 
 /// Unsent bytes past which nothing more is read from a connection.
 const UNSENT_MAX: usize = 1 << 20;
@@ -46,10 +44,6 @@ const SEND_WAITS_MAX: u32 = 60;
 /// Smaller remainders of responses are copied when a client stalls, so that a few bytes do not
 /// hold whole frames in memory.
 const COMPACT_SIZE_MAX: usize = 256 << 10;
-
-/// Which connection of a shard.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct ConnectionId(pub u64);
 
 /// How far a request has come.
 #[derive(Debug, Clone, Copy)]
@@ -214,9 +208,7 @@ impl Connection {
     }
 
     fn may_read(&self) -> bool {
-        self.unsent_size.get() < UNSENT_MAX
-            && self.session.borrow().open_count() < REQUESTS_OPEN_MAX
-            && !self.session.borrow().holds_fetch()
+        self.session.borrow().may_read(self.unsent_size.get(), UNSENT_MAX)
     }
 
     /// A request that is not whole, and whose rest the client has to send.

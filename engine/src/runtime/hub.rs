@@ -11,15 +11,16 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::clock::Clock;
-use super::connection::{Connection, ConnectionId};
+use super::connection::Connection;
 use super::event::{Event, Gate};
 use super::lines::LineLimit;
 use super::mesh::{Packet, Port};
+use super::tickets::{Asker, ConnectionId, Tickets};
 use crate::admin::telemetry::{Outcome, ShardTelemetry, Telemetry};
 use crate::command::{Command, Reply, Routes, Ticket};
 use crate::effect::Input;
 use crate::kafka::frame::CloseReason;
-use crate::kafka::session::{Action, Context, DispatchId, Finished, NodeFacts};
+use crate::kafka::session::{Action, Context, Finished, NodeFacts};
 use tidemill_wal::format::ShardId;
 
 /// Smallest share of the send budget that a fetch gets: one consumer that stalls must not stop
@@ -44,15 +45,6 @@ pub struct Limits {
     pub send_budget: usize,
 }
 
-/// An open command of a connection.
-#[derive(Debug)]
-struct Open {
-    connection: ConnectionId,
-    dispatch: DispatchId,
-    /// Bytes of batches that it carries.
-    size: usize,
-}
-
 /// Shared by the tasks of one shard.
 #[derive(Debug)]
 pub struct Hub {
@@ -67,12 +59,9 @@ pub struct Hub {
     routes: RefCell<Arc<Routes>>,
     telemetry: Arc<Telemetry>,
     connections: RefCell<HashMap<ConnectionId, Rc<Connection>>>,
-    tickets: RefCell<HashMap<u64, Open>>,
-    /// Bytes of the batches that open commands carry, here and on their way to other shards.
-    open_size: Cell<usize>,
+    tickets: RefCell<Tickets>,
     /// Connections with something new to send.
     unflushed: RefCell<Vec<Rc<Connection>>>,
-    next_ticket: Cell<u64>,
     next_connection: Cell<u64>,
     unsent: Cell<usize>,
     received: Cell<usize>,
@@ -91,6 +80,7 @@ impl Hub {
         telemetry: Arc<Telemetry>,
     ) -> Rc<Self> {
         Rc::new(Self {
+            tickets: RefCell::new(Tickets::new(facts.shard)),
             facts,
             limits,
             clock,
@@ -101,10 +91,7 @@ impl Hub {
             routes: RefCell::default(),
             telemetry,
             connections: RefCell::default(),
-            tickets: RefCell::default(),
-            open_size: Cell::new(0),
             unflushed: RefCell::default(),
-            next_ticket: Cell::new(0),
             next_connection: Cell::new(0),
             unsent: Cell::new(0),
             received: Cell::new(0),
@@ -146,7 +133,7 @@ impl Hub {
         let open = connection.session.borrow_mut().close();
         for (shard, dispatch) in open {
             let Some(ticket) = connection.tickets.borrow_mut().remove(&dispatch) else { continue };
-            self.take_open(ticket);
+            self.tickets.borrow_mut().redeem(ticket);
             if shard == self.facts.shard {
                 self.inbox.borrow_mut().push_back(Input::Cancel(ticket));
             } else {
@@ -307,12 +294,7 @@ impl Hub {
         for action in actions {
             match action {
                 Action::Ask { id, shard, command } => {
-                    let ticket = Ticket { origin: self.facts.shard, id: self.next_ticket.get() };
-                    self.next_ticket.set(ticket.id + 1);
-                    let size = command.batches_size();
-                    let open = Open { connection: connection.id, dispatch: id, size };
-                    self.tickets.borrow_mut().insert(ticket.id, open);
-                    self.open_size.set(self.open_size.get() + size);
+                    let ticket = self.tickets.borrow_mut().issue(connection.id, id, &command);
                     if self.has_too_much_open() {
                         // The shard's loop opens it again.
                         self.gate.set_shut(true);
@@ -331,16 +313,10 @@ impl Hub {
         self.wake.set();
     }
 
-    fn take_open(&self, ticket: Ticket) -> Option<Open> {
-        let open = self.tickets.borrow_mut().remove(&ticket.id)?;
-        self.open_size.set(self.open_size.get() - open.size);
-        Some(open)
-    }
-
     /// Whether the batches that wait for shards take all of the receive budget: then nothing more
     /// is read until some are answered.
     pub(super) fn has_too_much_open(&self) -> bool {
-        self.open_size.get() >= self.limits.receive_budget
+        self.tickets.borrow().size() >= self.limits.receive_budget
     }
 
     fn send_command(&self, shard: ShardId, ticket: Ticket, command: Command) {
@@ -362,9 +338,8 @@ impl Hub {
     /// An answer to a command of one of this shard's connections.
     pub(super) fn on_reply(&self, ticket: Ticket, reply: Reply) {
         // The connection may have gone meanwhile.
-        let Some(Open { connection, dispatch, .. }) = self.take_open(ticket) else {
-            return;
-        };
+        let redeemed = self.tickets.borrow_mut().redeem(ticket);
+        let Some(Asker { connection, dispatch, .. }) = redeemed else { return };
         let connection = self.connections.borrow().get(&connection).cloned();
         let Some(connection) = connection else { return };
         connection.tickets.borrow_mut().remove(&dispatch);

@@ -16,6 +16,7 @@ pub mod mesh;
 mod node;
 pub mod ring;
 mod signals;
+pub mod tickets;
 mod worker;
 
 use std::io;
