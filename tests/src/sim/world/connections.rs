@@ -13,6 +13,9 @@ use crate::sim::wire::{Connection, Request, Way, answer};
 /// A client that does not read for a while takes up to so long, in microseconds.
 const PAUSE_US_MAX: u64 = 30_000;
 
+/// How long a client waits before it looks whether its socket takes more, in microseconds.
+const BLOCKED_US_MAX: u64 = 1000;
+
 /// A produce of a plain producer wants no answer in one case of so many.
 const UNANSWERED_ONE_IN: u64 = 6;
 
@@ -49,13 +52,23 @@ impl World {
         }
         // What it asked on a connection that broke is done before the administrator goes on: its
         // changes are checked one by one.
-        let has_lost = self.open.values().any(|open| open.client == index && open.is_lost);
+        let has_lost = || self.open.values().any(|open| open.client == index && open.is_lost);
         let pause_us = match self.clients[index] {
-            Client::Admin(_) if has_lost => 1000,
+            Client::Admin(_) if has_lost() => 1000,
+            _ if self.is_blocked(index) => self.dice.between(1, BLOCKED_US_MAX),
             _ => self.with_client(index, |client, cx| client.act(cx))?,
         };
         self.schedule(pause_us, Event::Act(index));
         Ok(())
+    }
+
+    /// Whether the node does not read what the client has sent: its socket takes no more.
+    fn is_blocked(&self, client: usize) -> bool {
+        let unread_size = |connection: &Connection| {
+            connection.to_node.size() + connection.received.len() > self.habits.room
+        };
+        self.is_gate_shut(self.origins[client])
+            || self.connections.get(&self.current[client]).is_some_and(unread_size)
     }
 
     /// Lets a client do something, and sends what it asks through its connection.

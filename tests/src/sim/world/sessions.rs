@@ -88,7 +88,7 @@ fn moment<'a>(facts: &'a NodeFacts, routes: &'a Arc<Routes>, wall_ms: i64) -> Co
 
 impl World {
     /// Whether the shard's connections are not read for now, as the runtime decides it.
-    fn is_gate_shut(&self, origin: u16) -> bool {
+    pub(super) fn is_gate_shut(&self, origin: u16) -> bool {
         let slot = &self.slots[usize::from(origin)];
         !slot.shard.accepts() || slot.inbox.len() > INBOX_MAX || slot.port.is_congested()
     }
