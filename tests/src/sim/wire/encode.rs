@@ -57,7 +57,9 @@ fn uuid<U: TryFrom<Vec<u8>>>(id: TopicId) -> U {
 impl Request {
     /// The frame of the request, with its length.
     pub fn encode(&self) -> Bytes {
-        let mut frame = BytesMut::from(&[0; 4][..]);
+        let batches: usize = self.pieces.iter().map(|piece| piece.command.batches_size()).sum();
+        let mut frame = BytesMut::with_capacity(512 + batches);
+        frame.extend_from_slice(&[0; 4]);
         let header = RequestHeader::default()
             .with_request_api_key(self.api as i16)
             .with_request_api_version(self.version)
