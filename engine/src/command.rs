@@ -215,7 +215,7 @@ pub struct Storage {
 }
 
 /// Changes of the catalog. `validate_only` checks and changes nothing.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum CatalogCommand {
     /// New topics.
     CreateTopics {
@@ -286,7 +286,7 @@ pub struct Refused {
 }
 
 /// Asked of the shard that holds a group.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum GroupCommand {
     /// Become or stay a member; answered when the rebalance has gathered all members.
     Join(Join),

@@ -9,8 +9,8 @@
 //! Invariants: each dispatched command has one reply; after a request that ends the connection no
 //! later one is taken; `next_finished` never overtakes.
 //!
-//! Deliberately absent: a limit on open requests. The runtime stops reading at its own
-//! ([`Session::open_count`]).
+//! Deliberately absent: a refusal of what goes beyond the limits. The runtime stops reading there
+//! ([`Session::may_read`]).
 
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
@@ -25,6 +25,9 @@ use super::error_code::ErrorCode;
 use super::frame::{CloseReason, Incoming, RequestFrame, unsupported_api_versions};
 use super::wire::Pieces;
 use crate::command::{Command, Reply, Routes, TopicConfig};
+
+/// Requests of one connection that may be open; then nothing more is read from it.
+const REQUESTS_OPEN_MAX: usize = 128;
 
 /// What a session knows of its node; built once.
 #[derive(Debug, Clone)]
@@ -386,9 +389,12 @@ impl Session {
         if self.is_ended { 0 } else { self.open.len() }
     }
 
-    /// Whether a fetch waits for its turn: one is enough to keep from memory what comes after it.
-    pub fn holds_fetch(&self) -> bool {
-        self.open.iter().any(|open| matches!(open.state, State::Held(_)))
+    /// Whether more may be read from the connection, with so much for it that is not sent: not if
+    /// too many requests are open, if it does not take its answers, or if a fetch waits for its
+    /// turn; one is enough to keep from memory what comes after it.
+    pub fn may_read(&self, unsent_size: usize, unsent_size_max: usize) -> bool {
+        let holds_fetch = || self.open.iter().any(|open| matches!(open.state, State::Held(_)));
+        unsent_size < unsent_size_max && self.open_count() < REQUESTS_OPEN_MAX && !holds_fetch()
     }
 
     /// Ends the session: the commands still open, to be cancelled. Late replies are ignored.
@@ -665,10 +671,10 @@ mod tests {
         assert_eq!(wire.send(12, &fetch(&[0])), "Fetch 0 at 0");
         assert_eq!(wire.send(12, &fetch(&[1])), "");
         assert_eq!(wire.send(9, &produce(-1, &[0])), "Produce 1 at 0");
-        assert!(wire.session.holds_fetch());
+        assert!(!wire.session.may_read(0, 1));
         assert_eq!(wire.reply(1, appended(0)), "");
         assert_eq!(wire.reply(0, fetched(&[])), "Fetch 2 at 1");
-        assert!(!wire.session.holds_fetch());
+        assert!(wire.session.may_read(0, 1));
         assert_eq!(wire.finished(), "0 Fetch answered");
         assert_eq!(wire.send(12, &fetch(&[2])), "");
         assert_eq!(wire.reply(2, fetched(&[])), "Fetch 3 at 0");

@@ -15,13 +15,11 @@ use socket2::Socket;
 use tidemill_wal::format::ShardId;
 
 use super::hub::Shared;
+use super::tickets::ConnectionId;
 use super::uring::Token;
 use crate::command::{Reply, Ticket};
 use crate::kafka::frame::{CloseReason, LENGTH_SIZE, frame_size, take_frame};
 use crate::kafka::session::{Action, DispatchId, Session};
-
-/// Requests of one connection that may be open; then nothing more is read from it.
-const REQUESTS_OPEN_MAX: usize = 128;
 
 /// Unsent bytes past which nothing more is read from a connection.
 const UNSENT_MAX: usize = 1 << 20;
@@ -48,10 +46,6 @@ const SEND_WAIT_US_MAX: u64 = 60 * SEND_WAIT_US;
 /// Smaller remainders of responses are copied when a client stalls, so that a few bytes do not
 /// hold whole frames in memory.
 const COMPACT_SIZE_MAX: usize = 256 << 10;
-
-/// Which connection of a shard.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct ConnectionId(pub u64);
 
 /// How far a request has come.
 #[derive(Debug, Clone, Copy)]
@@ -451,9 +445,7 @@ impl Connection {
     }
 
     fn may_read(&self) -> bool {
-        self.unsent_size < UNSENT_MAX
-            && self.session.open_count() < REQUESTS_OPEN_MAX
-            && !self.session.holds_fetch()
+        self.session.may_read(self.unsent_size, UNSENT_MAX)
     }
 
     /// A request that is not whole, and whose rest the client has to send.

@@ -13,9 +13,10 @@ use socket2::Socket;
 use tidemill_wal::format::ShardId;
 
 use super::clock::Clock;
-use super::connection::{Connection, ConnectionId, Ended, READ_SIZE_LARGE};
+use super::connection::{Connection, Ended, READ_SIZE_LARGE};
 use super::lines::LineLimit;
 use super::mesh::{Packet, Port};
+use super::tickets::{Asker, ConnectionId, Tickets};
 use super::uring::Uring;
 use crate::admin::telemetry::{Outcome, ShardTelemetry, Telemetry};
 use crate::command::{Command, Reply, Routes, Ticket};
@@ -44,15 +45,6 @@ pub struct Limits {
     pub send_budget: usize,
 }
 
-/// An open command of a connection.
-#[derive(Debug)]
-struct Open {
-    connection: ConnectionId,
-    dispatch: DispatchId,
-    /// Bytes of batches that it carries.
-    size: usize,
-}
-
 /// The connections of one shard, and what they share.
 pub struct Hub {
     pub(super) shared: Shared,
@@ -74,10 +66,7 @@ pub struct Shared {
     pub(super) unflushed: Vec<ConnectionId>,
     routes: Arc<Routes>,
     telemetry: Arc<Telemetry>,
-    tickets: HashMap<u64, Open>,
-    next_ticket: u64,
-    /// Bytes of the batches that open commands carry, here and on their way to other shards.
-    open_size: usize,
+    tickets: Tickets,
     /// The shard takes no commands.
     is_shut: bool,
     /// Connections that wait until it does.
@@ -102,6 +91,7 @@ impl Hub {
         telemetry: Arc<Telemetry>,
     ) -> Self {
         let shared = Shared {
+            tickets: Tickets::new(facts.shard),
             facts,
             limits,
             clock,
@@ -112,9 +102,6 @@ impl Hub {
             unflushed: Vec::new(),
             routes: Arc::default(),
             telemetry,
-            tickets: HashMap::new(),
-            next_ticket: 0,
-            open_size: 0,
             is_shut: false,
             shard_waiters: Vec::new(),
             unsent: 0,
@@ -193,7 +180,7 @@ impl Hub {
     /// An answer to a command of one of this shard's connections.
     pub(super) fn on_reply(&mut self, ticket: Ticket, reply: Reply) {
         // The connection may have gone meanwhile.
-        let Some(Open { connection, dispatch, .. }) = self.shared.take_open(ticket) else {
+        let Some(Asker { connection, dispatch, .. }) = self.shared.tickets.redeem(ticket) else {
             return;
         };
         self.with(connection, |connection, shared| connection.on_reply(dispatch, reply, shared));
@@ -380,11 +367,7 @@ impl Shared {
         shard: ShardId,
         command: Command,
     ) -> Ticket {
-        let ticket = Ticket { origin: self.facts.shard, id: self.next_ticket };
-        self.next_ticket += 1;
-        let size = command.batches_size();
-        self.tickets.insert(ticket.id, Open { connection, dispatch, size });
-        self.open_size += size;
+        let ticket = self.tickets.issue(connection, dispatch, &command);
         // The shard's loop opens it again.
         self.is_shut |= self.has_too_much_open();
         if shard == self.facts.shard {
@@ -404,7 +387,7 @@ impl Shared {
     }
 
     fn cancel(&mut self, shard: ShardId, ticket: Ticket) {
-        self.take_open(ticket);
+        self.tickets.redeem(ticket);
         if shard == self.facts.shard {
             self.inbox.push_back(Input::Cancel(ticket));
         } else {
@@ -412,16 +395,10 @@ impl Shared {
         }
     }
 
-    fn take_open(&mut self, ticket: Ticket) -> Option<Open> {
-        let open = self.tickets.remove(&ticket.id)?;
-        self.open_size -= open.size;
-        Some(open)
-    }
-
     /// Whether the batches that wait for shards take all of the receive budget: then nothing more
     /// is read until some are answered.
     pub(super) fn has_too_much_open(&self) -> bool {
-        self.open_size >= self.limits.receive_budget
+        self.tickets.size() >= self.limits.receive_budget
     }
 
     pub(super) fn on_finished(&self, finished: &Finished) {

@@ -18,6 +18,7 @@ pub mod mesh;
 mod node;
 pub mod ring;
 mod signals;
+pub mod tickets;
 mod uring;
 mod worker;
 

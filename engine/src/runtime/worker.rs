@@ -17,7 +17,6 @@ use tidemill_wal::commit::FrameWrite;
 use tidemill_wal::disk::{DiskFault, DiskOp, SyncMethod};
 use tidemill_wal::format::{FileName, FrameKind};
 
-use super::connection::ConnectionId;
 use super::helper::{Helper, Mailbox, Request};
 use super::hub::Hub;
 use super::inbox::next_input;
@@ -25,6 +24,7 @@ use super::jobs::Jobs;
 use super::listener::Listener;
 use super::log::{InFlight, LogWriter};
 use super::mesh::{Arrival, Packet};
+use super::tickets::ConnectionId;
 use super::uring::{Completion, EventFd, Token};
 use crate::admin::telemetry::{Committed, Offsets, PartitionEnd};
 use crate::command::Reply;

@@ -44,7 +44,7 @@ pub struct Context<'a> {
 }
 
 /// An open command, with what its answer is checked against.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub enum Asked {
     /// Batches.
     Produce(Vec<Try>),
@@ -136,9 +136,13 @@ impl Client {
         }
     }
 
-    /// Checks an answer and takes it in.
+    /// A reply leaves its shard: it is checked, whoever hears it.
+    pub fn on_told(model: &mut Model, asked: &Asked, reply: &Reply) -> Check {
+        answer::check(model, asked, reply)
+    }
+
+    /// Takes in an answer, which was checked when it left its shard.
     pub fn on_reply(&mut self, cx: &mut Context<'_>, asked: Asked, reply: Reply) -> Check {
-        answer::check(cx.model, &asked, &reply)?;
         match self {
             Self::Producer(client) => client.on_reply(cx, asked, reply),
             Self::Consumer(client) => client.on_reply(cx, asked, reply),
@@ -149,13 +153,19 @@ impl Client {
         }
     }
 
-    /// Checks an answer that nobody hears.
-    pub fn on_lost_reply(model: &mut Model, asked: &Asked, reply: &Reply) -> Check {
-        answer::check(model, asked, reply)?;
-        answer::check_fetched(model, asked, reply)
+    /// Its connection is another one; what was open has no answer.
+    pub fn on_disconnect(&mut self) {
+        match self {
+            Self::Producer(client) => client.on_restart(),
+            Self::Consumer(client) => client.on_restart(),
+            Self::Committer(client) => client.on_restart(),
+            Self::Member(client) => client.on_restart(),
+            Self::Admin(client) => client.on_disconnect(),
+            Self::Auditor(client) => client.on_disconnect(),
+        }
     }
 
-    /// The node is back, or the connection; what was open has no answer.
+    /// The node is back; what was open has no answer.
     pub fn on_restart(&mut self, cx: &mut Context<'_>) {
         match self {
             Self::Producer(client) => client.on_restart(),

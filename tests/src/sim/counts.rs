@@ -39,6 +39,34 @@ counts! {
     commands,
     /// Connections that broke with requests open.
     disconnections,
+    /// Kafka requests of clients.
+    requests,
+    /// Answers that clients read and compared.
+    answers,
+    /// Bytes of requests and answers.
+    wire_bytes,
+    /// Connections that ended in the middle of a request.
+    broken_requests,
+    /// Connections that ended in the middle of an answer.
+    broken_answers,
+    /// Requests that became commands for several shards.
+    split_requests,
+    /// Answers that were ready before those of earlier requests.
+    answers_kept,
+    /// Fetches that waited for the one before them.
+    held_fetches,
+    /// Fetches that need not wait, for another shard has records.
+    hurried_fetches,
+    /// Elements of requests that the node answered without asking a shard.
+    node_refusals,
+    /// Requests that want no answer.
+    unanswered_requests,
+    /// Connections that ended because such a request failed.
+    unacknowledged_ends,
+    /// Times that a connection was not read because of what it has open.
+    unread_connections,
+    /// Times that a client did not read for a while.
+    reading_pauses,
     /// Frames written.
     frames,
     /// Answers whose asker was gone.

@@ -1,9 +1,9 @@
 //! The simulator: a whole node, its disks, clients and crashes, from one seed.
 //!
 //! A run with a seed is always the same run. It draws a [`plan`], lets [`clients`] load a node of
-//! real shards over simulated [`disk`]s and a real mesh, ends the machine again and again, and
-//! compares every reply and everything read after each recovery with a [`model`] of what was
-//! promised.
+//! real shards over simulated [`disk`]s and a real mesh, through real sessions over a simulated
+//! [`wire`], ends the machine again and again, and compares every command, reply and answer and
+//! everything read after each recovery with a [`model`] of what was promised.
 
 pub mod clients;
 pub mod clock;
@@ -13,6 +13,7 @@ pub mod model;
 pub mod plan;
 pub mod random;
 pub mod trace;
+pub mod wire;
 pub mod world;
 
 pub use self::counts::Counts;

@@ -11,29 +11,34 @@ mod damage;
 mod lives;
 mod mesh;
 mod reads;
+mod sessions;
 mod shards;
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, VecDeque};
 use std::sync::Arc;
 
+use tidemill::command::{Routes, Ticket};
 use tidemill::effect::{ExtentRead, Input, JobId, ReadId};
+use tidemill::kafka::session::NodeFacts;
 use tidemill::runtime::mesh::Port;
+use tidemill::runtime::tickets::Tickets;
 use tidemill::shard::Shard;
 use tidemill_wal::disk::DiskOp;
 use tidemill_wal::extent::{ExtentSpec, plan_extent};
-use tidemill_wal::format::FileName;
+use tidemill_wal::format::{FileName, ShardId};
 use tidemill_wal::store::MergePlan;
 
-use self::connections::Open;
 use self::mesh::Bells;
-use super::clients::Client;
+use self::sessions::Open;
+use super::clients::{Asked, Client};
 use super::clock::Clock;
 use super::disk::{Disk, Rot, Sabotage};
 use super::model::{Check, Model};
 use super::plan::Plan;
 use super::random::Random;
 use super::trace::{Sink, Trace};
+use super::wire::{Connection, Habits, Way};
 use super::{Counts, Failure};
 
 /// Events in one wait: far more than any wait takes.
@@ -61,6 +66,10 @@ enum Event {
     Planned(u16, Vec<ExtentSpec>, usize),
     /// A client's time has come.
     Act(usize),
+    /// A piece of what a connection carries arrives.
+    Wire(u64, Way),
+    /// The node looks at a connection that it did not read.
+    Look(u64),
     /// A disk fills up, or gets room.
     Full(u16, bool),
     /// A disk rots.
@@ -85,6 +94,12 @@ struct Slot {
     jobs: BTreeMap<JobId, Job>,
     maps: BTreeMap<FileName, Arc<Vec<u8>>>,
     port: Port,
+    /// The newest command of each shard's connections that it took.
+    newest: BTreeMap<ShardId, u64>,
+    /// What its connections wait for.
+    tickets: Tickets,
+    facts: NodeFacts,
+    routes: Arc<Routes>,
     /// Something was sent since packets left last.
     is_unflushed: bool,
     /// Reads that failed and that the shard has to tell of.
@@ -109,9 +124,14 @@ pub struct World {
     clients: Vec<Client>,
     /// The shard that each client is connected to.
     origins: Vec<u16>,
-    open: BTreeMap<u64, Open>,
-    cancelled: BTreeMap<u64, ()>,
-    next_ticket: u64,
+    connections: BTreeMap<u64, Connection>,
+    connection_count: u64,
+    /// The connection that each client uses.
+    current: Vec<u64>,
+    /// What the wire makes of it; dice of its own, so that a plan stays what it was.
+    dice: Random,
+    habits: Habits,
+    open: BTreeMap<Ticket, Open>,
     model: Model,
     /// Effects until the machine ends; never if `None`.
     effects_until_crash: Option<u64>,
@@ -137,6 +157,9 @@ impl World {
         // A sabotage has to be found without the help of a fault.
         let faults = if sabotage.is_none() { plan.faults } else { Default::default() };
         let dice = |shard| Random::new(seed ^ (u64::from(shard) + 1) << 48);
+        let mut wire_dice = Random::new(seed ^ 0xff << 48);
+        let habits = Habits::draw(&mut wire_dice);
+        trace.say(0, || format!("{habits:#?}"));
         Self {
             disks: (0..plan.shard_count)
                 .map(|shard| Disk::new(sabotage, faults, dice(shard)))
@@ -152,10 +175,13 @@ impl World {
             event_count: 0,
             slots: Vec::new(),
             origins: vec![0; clients.len()],
+            current: vec![0; clients.len()],
             clients,
+            connections: BTreeMap::new(),
+            connection_count: 0,
+            dice: wire_dice,
+            habits,
             open: BTreeMap::new(),
-            cancelled: BTreeMap::new(),
-            next_ticket: 0,
             effects_until_crash: None,
             is_crashing: false,
             is_stopping: false,
@@ -243,16 +269,12 @@ impl World {
         self.wait(&mut |world| {
             let is_done = world.clients.iter().all(Client::is_done)
                 && world.open.is_empty()
+                && world.are_connections_quiet()
                 && world.slots.iter().all(|slot| slot.shard.is_quiet());
             is_done || world.clock.now_us > until_us
         })?;
         if self.clock.now_us > until_us {
-            let open: Vec<String> =
-                self.open.values().map(|open| format!("{:?}", open.asked)).collect();
-            let clients: Vec<String> = (self.clients.iter().filter(|client| !client.is_done()))
-                .map(|client| format!("{client:?}"))
-                .collect();
-            return Err(format!("never finished: {open:?} {clients:?}"));
+            return Err(format!("never finished: {}", self.unfinished()));
         }
         self.wait_for_retention()?;
         let had_its_time = !self.is_crashing;
@@ -263,6 +285,16 @@ impl World {
         self.recover()?;
         self.audit(0)?;
         if had_its_time { self.model.check_retention_is_done() } else { Ok(()) }
+    }
+
+    /// What waits for something.
+    fn unfinished(&self) -> String {
+        let open: Vec<&Asked> = self.open.values().map(|open| &open.asked).collect();
+        let clients: Vec<&Client> =
+            self.clients.iter().filter(|client| !client.is_done()).collect();
+        let waiting: Vec<(&u64, &Connection)> =
+            self.connections.iter().filter(|(_, connection)| !connection.is_quiet()).collect();
+        format!("open {open:?}, clients {clients:?}, connections {waiting:?}")
     }
 
     /// Records grow old, and what their topics' limits say is done.
@@ -332,7 +364,8 @@ impl World {
                     })
                     .collect();
                 let now_us = self.clock.now_us;
-                return Err(format!("busy without end at {now_us}: {shards:?}"));
+                let unfinished = self.unfinished();
+                return Err(format!("busy without end at {now_us}: {unfinished}; {shards:?}"));
             }
             self.handle(event)?;
         }
@@ -369,10 +402,9 @@ impl World {
                 self.give(shard, Input::Planned(specs.into_iter().map(plan).collect()));
                 Ok(())
             }
-            Event::Act(client) => {
-                self.act(client);
-                Ok(())
-            }
+            Event::Act(client) => self.act(client),
+            Event::Wire(connection, way) => self.on_wire(connection, way),
+            Event::Look(connection) => self.look_again(connection),
             Event::Full(shard, is_full) => {
                 self.say(|| format!("disk {shard} full: {is_full}"));
                 let is_full = is_full && !self.is_draining;

@@ -7,7 +7,7 @@ use tidemill::command::{
 use tidemill_wal::format::{PartitionId, ShardId, TopicId};
 
 use super::{Asked, Context, unexpected};
-use crate::sim::model::{Check, Known};
+use crate::sim::model::{Check, Known, Model};
 
 /// Topics at most.
 const TOPICS_MAX: usize = 6;
@@ -25,7 +25,8 @@ pub struct Admin {
     /// Names of topics that were deleted.
     free_names: Vec<String>,
     is_waiting: bool,
-    deleting: Option<TopicId>,
+    /// Topics whose deletion may still happen.
+    deleting: Vec<TopicId>,
     pause_us: u64,
     /// Whether topics may get limits of age and size.
     has_retention: bool,
@@ -38,7 +39,7 @@ impl Admin {
             next_name: 0,
             free_names: Vec::new(),
             is_waiting: false,
-            deleting: None,
+            deleting: Vec::new(),
             pause_us,
             has_retention,
         }
@@ -110,7 +111,7 @@ impl Admin {
     fn delete(&mut self, cx: &mut Context<'_>, topic: TopicId) {
         cx.model.on_deletion_asked(topic);
         self.free_names.extend(cx.model.topic(topic).map(|topic| topic.name.to_string()));
-        self.deleting = Some(topic);
+        self.deleting.push(topic);
         self.change(cx, CatalogCommand::DeleteTopics(vec![topic]));
     }
 
@@ -169,63 +170,23 @@ impl Admin {
         self.ask(cx, shard, Command::ListOffsets(vec![OffsetQuery { partition, at }]), asked);
     }
 
-    pub(super) fn on_reply(&mut self, cx: &mut Context<'_>, asked: Asked, reply: Reply) -> Check {
+    pub(super) fn on_reply(&mut self, _: &mut Context<'_>, asked: Asked, reply: Reply) -> Check {
         self.is_waiting = false;
         match (asked, reply) {
-            (Asked::Catalog(command), Reply::Catalog(results)) => {
-                for result in results {
-                    match result {
-                        Ok(_) if is_wrong(&command) => {
-                            return Err(format!("{command:?} is not refused"));
-                        }
-                        Err(refused) if !is_wrong(&command) && !is_there(cx, &command) => {
-                            return Err(format!("{command:?} is refused: {}", refused.message));
-                        }
-                        Err(_) => return Ok(()),
-                        Ok(_) => {}
-                    }
-                }
-                self.deleting = None;
-                cx.model.on_catalog_acknowledged();
-                check_change(cx, &command)?;
-            }
-            (Asked::Catalog(_), Reply::Refused(_)) => {
-                if let Some(topic) = self.deleting.take() {
-                    cx.model.on_deletion_undone(topic);
+            (Asked::Catalog(CatalogCommand::DeleteTopics(topics)), Reply::Catalog(results)) => {
+                if results.iter().all(Result::is_ok) {
+                    self.deleting.retain(|topic| !topics.contains(topic));
                 }
             }
-            (Asked::DeleteRecords(asked), Reply::DeleteRecords(results)) => {
-                for ((partition, _), result) in asked.iter().zip(results) {
-                    match result {
-                        Ok(start) => cx.model.on_start(*partition, start),
-                        Err(Refusal::OffsetOutOfRange) => {}
-                        Err(Refusal::UnknownPartition) if cx.model.is_deleting(partition.topic) => {
-                        }
-                        Err(refusal) => return Err(format!("DeleteRecords: {refusal:?}")),
-                    }
-                }
-            }
-            (Asked::Describe(asked), Reply::DescribePartitions(results)) => {
-                for ((partition, known), result) in asked.into_iter().zip(results) {
-                    match result {
-                        Ok(facts) => {
-                            let bounds = (facts.start, facts.durable_end);
-                            cx.model.on_bounds(partition, known, bounds)?;
-                        }
-                        Err(Refusal::UnknownPartition) if cx.model.is_deleting(partition.topic) => {
-                        }
-                        Err(refusal) => return Err(format!("DescribePartitions: {refusal:?}")),
-                    }
-                }
-            }
-            (Asked::ListOffsets(asked), Reply::ListOffsets(results)) => {
-                for ((partition, at, known), result) in asked.into_iter().zip(results) {
-                    check_answer(cx, partition, at, known, result)?;
-                }
+            (Asked::Catalog(CatalogCommand::DeleteTopics(topics)), Reply::Refused(_)) => {
+                self.deleting.retain(|topic| !topics.contains(topic));
             }
             (
-                Asked::DeleteRecords(_) | Asked::Describe(_) | Asked::ListOffsets(_),
-                Reply::Refused(_),
+                Asked::Catalog(_)
+                | Asked::DeleteRecords(_)
+                | Asked::Describe(_)
+                | Asked::ListOffsets(_),
+                _,
             ) => {}
             (asked, reply) => return unexpected(&asked, &reply),
         }
@@ -234,10 +195,72 @@ impl Admin {
 
     pub(super) fn on_restart(&mut self, cx: &mut Context<'_>) {
         self.is_waiting = false;
-        // Shard 0 has said by now whether the topic is still there.
-        if let Some(topic) = self.deleting.take() {
+        // Shard 0 has said by now whether the topics are still there.
+        for topic in self.deleting.drain(..) {
             cx.model.on_deletion_undone(topic);
         }
+    }
+
+    /// What it asked may happen, or not.
+    pub(super) fn on_disconnect(&mut self) {
+        self.is_waiting = false;
+    }
+}
+
+/// Compares an answer with the model.
+pub(super) fn check(model: &mut Model, asked: &Asked, reply: &Reply) -> Check {
+    match (asked, reply) {
+        (Asked::Catalog(command), Reply::Catalog(results)) => {
+            for result in results {
+                match result {
+                    Ok(_) if is_wrong(command) => {
+                        return Err(format!("{command:?} is not refused"));
+                    }
+                    Err(refused) if !is_wrong(command) && !is_done(model, command) => {
+                        return Err(format!("{command:?} is refused: {}", refused.message));
+                    }
+                    Err(_) => return Ok(()),
+                    Ok(_) => {}
+                }
+            }
+            model.on_catalog_acknowledged();
+            check_change(model, command)
+        }
+        (Asked::Catalog(CatalogCommand::DeleteTopics(topics)), Reply::Refused(_)) => {
+            topics.iter().for_each(|topic| model.on_deletion_undone(*topic));
+            Ok(())
+        }
+        (Asked::DeleteRecords(asked), Reply::DeleteRecords(results)) => {
+            for ((partition, _), result) in asked.iter().zip(results) {
+                match result {
+                    Ok(start) => model.on_start(*partition, *start),
+                    Err(Refusal::OffsetOutOfRange) => {}
+                    Err(Refusal::UnknownPartition) if model.is_deleting(partition.topic) => {}
+                    Err(refusal) => return Err(format!("DeleteRecords: {refusal:?}")),
+                }
+            }
+            Ok(())
+        }
+        (Asked::Describe(asked), Reply::DescribePartitions(results)) => {
+            for ((partition, known), result) in asked.iter().zip(results) {
+                match result {
+                    Ok(facts) => {
+                        let bounds = (facts.start, facts.durable_end);
+                        model.on_bounds(*partition, *known, bounds)?;
+                    }
+                    Err(Refusal::UnknownPartition) if model.is_deleting(partition.topic) => {}
+                    Err(refusal) => return Err(format!("DescribePartitions: {refusal:?}")),
+                }
+            }
+            Ok(())
+        }
+        (Asked::ListOffsets(asked), Reply::ListOffsets(results)) => {
+            for ((partition, at, known), result) in asked.iter().zip(results) {
+                check_answer(model, *partition, *at, *known, result)?;
+            }
+            Ok(())
+        }
+        _ => Ok(()),
     }
 }
 
@@ -251,16 +274,29 @@ fn is_wrong(command: &CatalogCommand) -> bool {
     topics.iter().any(|(_, change)| is_wrong(change))
 }
 
-/// Whether a topic to be made is there already, of a life before.
-fn is_there(cx: &Context<'_>, command: &CatalogCommand) -> bool {
-    let CatalogCommand::CreateTopics { topics, .. } = command else { return false };
-    let Some(picture) = cx.model.picture() else { return false };
-    topics.iter().all(|topic| picture.topics.contains_key(topic.name.as_str()))
+/// Whether what a change is for is so already, or cannot be any more: of a life before, or asked
+/// for on a connection before.
+fn is_done(model: &Model, command: &CatalogCommand) -> bool {
+    let Some(picture) = model.picture() else { return false };
+    match command {
+        CatalogCommand::CreateTopics { topics, .. } => {
+            topics.iter().all(|topic| picture.topics.contains_key(topic.name.as_str()))
+        }
+        CatalogCommand::DeleteTopics(topics) => {
+            topics.iter().all(|topic| !picture.ids.contains_key(topic))
+        }
+        CatalogCommand::CreatePartitions { topics, .. } => topics.iter().all(|(id, count)| {
+            picture.ids.get(id).is_none_or(|found| found.partition_count >= *count)
+        }),
+        CatalogCommand::AlterConfigs { topics, .. } => {
+            topics.iter().all(|(id, _)| !picture.ids.contains_key(id))
+        }
+    }
 }
 
 /// What was acknowledged is in the catalog that everybody has.
-fn check_change(cx: &mut Context<'_>, command: &CatalogCommand) -> Check {
-    let picture = cx.model.picture().ok_or("a change without a catalog")?;
+fn check_change(model: &Model, command: &CatalogCommand) -> Check {
+    let picture = model.picture().ok_or("a change without a catalog")?;
     let holds = match command {
         CatalogCommand::CreateTopics { topics, .. } => topics.iter().all(|topic| {
             picture.topics.get(topic.name.as_str()).is_some_and(|found| {
@@ -288,37 +324,37 @@ fn check_change(cx: &mut Context<'_>, command: &CatalogCommand) -> Check {
 }
 
 fn check_answer(
-    cx: &mut Context<'_>,
+    model: &mut Model,
     partition: PartitionId,
     at: OffsetAt,
     known: Known,
-    result: Result<OffsetAnswer, Refusal>,
+    result: &Result<OffsetAnswer, Refusal>,
 ) -> Check {
     let answer = match result {
         Ok(answer) => answer,
-        Err(Refusal::UnknownPartition) if cx.model.is_deleting(partition.topic) => return Ok(()),
+        Err(Refusal::UnknownPartition) if model.is_deleting(partition.topic) => return Ok(()),
         // The file went while it was read; the client asks again.
         Err(Refusal::Busy) => return Ok(()),
         Err(refusal) => return Err(format!("{partition:?} {at:?}: {refusal:?}")),
     };
     match (at, answer) {
         (OffsetAt::Earliest, OffsetAnswer::Offset(start)) => {
-            cx.model.on_bounds(partition, known, (start, known.end().max(start)))
+            model.on_bounds(partition, known, (*start, known.end().max(*start)))
         }
-        (OffsetAt::Latest, OffsetAnswer::Offset(end)) => cx.model.on_end(partition, known, end),
+        (OffsetAt::Latest, OffsetAnswer::Offset(end)) => model.on_end(partition, known, *end),
         (_, OffsetAnswer::InBatch(batch)) => {
             if let OffsetAt::Time(time_ms) = at {
-                cx.model.check_time(partition, known, time_ms, Some(batch.base_offset()))?;
+                model.check_time(partition, known, time_ms, Some(batch.base_offset()))?;
             }
             if let OffsetAt::Time(time_ms) = at
                 && batch.max_timestamp_ms() < time_ms
             {
                 return Err(format!("{partition:?}: a batch from before {time_ms}"));
             }
-            cx.model.on_found(partition, &batch)
+            model.on_found(partition, batch)
         }
         (OffsetAt::Time(time_ms), OffsetAnswer::None) => {
-            cx.model.check_time(partition, known, time_ms, None)
+            model.check_time(partition, known, time_ms, None)
         }
         (OffsetAt::Time(_) | OffsetAt::MaxTimestamp, _) => Ok(()),
         (at, answer) => Err(format!("{partition:?} {at:?}: {answer:?}")),

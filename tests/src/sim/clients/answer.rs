@@ -1,9 +1,10 @@
 //! What answers tell, whoever hears them: from the moment an answer leaves its shard somebody may
 //! have it, so it is checked even if its asker is gone.
 
-use tidemill::command::{GroupReply, Joined, Refusal, Reply};
+use tidemill::batch::batches;
+use tidemill::command::{Fetched, GroupReply, Joined, Refusal, Reply};
 
-use super::{Asked, unexpected};
+use super::{Asked, admin, unexpected};
 use crate::sim::model::{Check, MemberAsked, Model};
 
 /// Refusals of anything, when there is no room or no time.
@@ -11,8 +12,19 @@ fn is_overload(refusal: Refusal) -> bool {
     matches!(refusal, Refusal::Busy | Refusal::DiskFull | Refusal::Stopping)
 }
 
-/// Compares an answer with the model, and tells it what is new. Fetches and the catalog's changes
-/// are checked where they are asked.
+/// Where to go on after one partition's part of a fetch.
+pub(super) fn next_offset(offset: u64, fetched: &Fetched) -> u64 {
+    match &fetched.records {
+        Ok(pieces) => {
+            let last = pieces.iter().flat_map(|piece| batches(piece.clone())).flatten().last();
+            last.map_or(offset, |batch| batch.last_offset() + 1)
+        }
+        Err(Refusal::OffsetOutOfRange) => fetched.start.max(offset.min(fetched.durable_end)),
+        Err(_) => offset,
+    }
+}
+
+/// Compares an answer with the model, and tells it what is new.
 pub(super) fn check(model: &mut Model, asked: &Asked, reply: &Reply) -> Check {
     match (asked, reply) {
         (Asked::Produce(tries), Reply::Produce(results)) => {
@@ -80,7 +92,16 @@ pub(super) fn check(model: &mut Model, asked: &Asked, reply: &Reply) -> Check {
         }
         (Asked::RemoveGroup(group), Reply::Refused(_)) => model.on_removal(group, false, false),
         (Asked::Member(asked), Reply::Group(reply)) => check_member(model, asked, reply),
-        _ => Ok(()),
+        (Asked::Fetch(asked), Reply::Fetch(fetched)) => {
+            if asked.len() != fetched.len() {
+                return Err("another number of partitions than asked for".to_owned());
+            }
+            for ((partition, offset, known), fetched) in asked.iter().zip(fetched) {
+                model.on_fetched(*partition, *offset, *known, fetched)?;
+            }
+            Ok(())
+        }
+        (asked, reply) => admin::check(model, asked, reply),
     }
 }
 
@@ -99,13 +120,4 @@ fn check_member(model: &mut Model, asked: &MemberAsked, reply: &GroupReply) -> C
         GroupReply::Leave(Ok(results)) if results.iter().all(Result::is_ok) => model.on_left(asked),
         _ => Ok(()),
     }
-}
-
-/// Checks what a fetch shows to nobody.
-pub(super) fn check_fetched(model: &mut Model, asked: &Asked, reply: &Reply) -> Check {
-    let (Asked::Fetch(asked), Reply::Fetch(fetched)) = (asked, reply) else { return Ok(()) };
-    for ((partition, offset, known), fetched) in asked.iter().zip(fetched) {
-        model.on_fetched(*partition, *offset, *known, fetched)?;
-    }
-    Ok(())
 }

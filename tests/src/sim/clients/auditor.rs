@@ -8,6 +8,7 @@ use tidemill::command::{
 };
 use tidemill_wal::format::{PartitionId, ShardId};
 
+use super::answer::next_offset;
 use super::{Asked, Context, unexpected};
 use crate::sim::model::Check;
 
@@ -83,14 +84,14 @@ impl Auditor {
         PAUSE_US
     }
 
-    pub(super) fn on_reply(&mut self, cx: &mut Context<'_>, asked: Asked, reply: Reply) -> Check {
+    pub(super) fn on_reply(&mut self, _: &mut Context<'_>, asked: Asked, reply: Reply) -> Check {
         self.is_waiting = false;
         match (asked, reply) {
             (Asked::Committed { .. }, Reply::Group(GroupReply::OffsetFetch(Ok(_)))) => Ok(()),
             (Asked::Fetch(asked), Reply::Fetch(fetched)) => {
-                let ((id, offset, known), fetched) =
+                let ((id, offset, _), fetched) =
                     asked.into_iter().zip(&fetched).next().ok_or("an empty reply")?;
-                let next = cx.model.on_fetched(id, offset, known, fetched)?;
+                let next = next_offset(offset, fetched);
                 let Some(left) = self.left.get_mut(&id) else { return Ok(()) };
                 left.empty_count = if next == offset { left.empty_count + 1 } else { 0 };
                 left.offset = next;
@@ -103,12 +104,19 @@ impl Auditor {
                 }
                 Ok(())
             }
+            // The shard of its connection has not heard of the partition yet.
+            (Asked::Fetch(_), Reply::Refused(Refusal::Busy)) => Ok(()),
             (asked, reply) => unexpected(&asked, &reply),
         }
     }
 
     pub(super) fn on_restart(&mut self) {
         *self = Self::default();
+    }
+
+    /// It goes on where it was.
+    pub(super) fn on_disconnect(&mut self) {
+        self.is_waiting = false;
     }
 
     pub(super) fn is_done(&self) -> bool {

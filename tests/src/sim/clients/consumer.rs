@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 
 use tidemill::command::{Command, Fetch, FetchPartition, Reply};
-use tidemill_wal::format::PartitionId;
+use tidemill_wal::format::{PartitionId, ShardId};
 
+use super::answer::next_offset;
 use super::{Asked, Context, unexpected};
 use crate::sim::model::Check;
 
@@ -15,37 +16,45 @@ const PARTITIONS_MAX: usize = 3;
 #[derive(Debug)]
 pub struct Consumer {
     positions: BTreeMap<PartitionId, u64>,
-    is_waiting: bool,
+    /// Partitions that it waits for.
+    waiting: usize,
     pause_us: u64,
 }
 
 impl Consumer {
     /// A consumer that pauses about so long between requests.
     pub fn new(pause_us: u64) -> Self {
-        Self { positions: BTreeMap::new(), is_waiting: false, pause_us }
+        Self { positions: BTreeMap::new(), waiting: 0, pause_us }
     }
 
     pub(super) fn act(&mut self, cx: &mut Context<'_>) -> u64 {
         let pause_us = cx.random.between(1, 2 * self.pause_us);
         let alive = cx.model.alive();
-        if self.is_waiting && cx.random.one_in(50) {
-            self.is_waiting = false;
+        if self.waiting > 0 && cx.random.one_in(50) {
+            self.waiting = 0;
             cx.is_disconnecting = true;
         }
-        if self.is_waiting || alive.is_empty() || cx.is_draining {
+        // Now and then it does not wait for one answer before it asks for more.
+        let is_eager = self.waiting <= PARTITIONS_MAX && cx.random.one_in(20);
+        if (self.waiting > 0 && !is_eager) || alive.is_empty() || cx.is_draining {
             return pause_us;
         }
-        let (first, shard) = cx.random.choose(&alive);
-        let mut wanted = vec![first];
+        let mut wanted = vec![cx.random.choose(&alive)];
         for _ in 1..PARTITIONS_MAX {
-            let (other, its_shard) = cx.random.choose(&alive);
-            if its_shard == shard && !wanted.contains(&other) {
+            let other = cx.random.choose(&alive);
+            if !wanted.contains(&other) {
                 wanted.push(other);
             }
         }
-        let mut partitions = Vec::new();
-        let mut asked = Vec::new();
-        for partition in wanted {
+        let limits = Fetch {
+            partitions: Vec::new(),
+            bytes_min: cx.random.skewed(1, 4096) as u32,
+            bytes_max: cx.random.skewed(1, 128 << 10) as u32,
+            wait_ms: cx.random.choose(&[0, 1, 10, 50]),
+        };
+        let mut fetches: BTreeMap<ShardId, (Vec<FetchPartition>, Vec<_>)> = BTreeMap::new();
+        for (partition, shard) in wanted {
+            let (partitions, asked) = fetches.entry(shard).or_default();
             let known = cx.model.known(partition);
             let offset = self.positions.get(&partition).copied().unwrap_or(0);
             let offset = if cx.random.one_in(20) { known.start() } else { offset };
@@ -53,36 +62,29 @@ impl Consumer {
             partitions.push(FetchPartition { partition, offset, bytes_max });
             asked.push((partition, offset, known));
         }
-        let fetch = Fetch {
-            partitions,
-            bytes_min: cx.random.skewed(1, 4096) as u32,
-            bytes_max: cx.random.skewed(1, 128 << 10) as u32,
-            wait_ms: cx.random.choose(&[0, 1, 10, 50]),
-        };
-        self.is_waiting = true;
-        cx.asked.push((shard, Command::Fetch(fetch), Asked::Fetch(asked)));
+        for (shard, (partitions, asked)) in fetches {
+            self.waiting += asked.len();
+            let fetch = Fetch { partitions, ..limits };
+            cx.asked.push((shard, Command::Fetch(fetch), Asked::Fetch(asked)));
+        }
         pause_us
     }
 
-    pub(super) fn on_reply(&mut self, cx: &mut Context<'_>, asked: Asked, reply: Reply) -> Check {
-        self.is_waiting = false;
+    pub(super) fn on_reply(&mut self, _: &mut Context<'_>, asked: Asked, reply: Reply) -> Check {
         match (asked, reply) {
             (Asked::Fetch(asked), Reply::Fetch(fetched)) => {
-                if asked.len() != fetched.len() {
-                    return Err("another number of partitions than asked for".to_owned());
-                }
-                for ((partition, offset, known), fetched) in asked.into_iter().zip(&fetched) {
-                    let next = cx.model.on_fetched(partition, offset, known, fetched)?;
-                    self.positions.insert(partition, next);
+                self.waiting -= asked.len();
+                for ((partition, offset, _), fetched) in asked.into_iter().zip(&fetched) {
+                    self.positions.insert(partition, next_offset(offset, fetched));
                 }
             }
-            (Asked::Fetch(_), Reply::Refused(_)) => {}
+            (Asked::Fetch(asked), Reply::Refused(_)) => self.waiting -= asked.len(),
             (asked, reply) => return unexpected(&asked, &reply),
         }
         Ok(())
     }
 
     pub(super) fn on_restart(&mut self) {
-        self.is_waiting = false;
+        self.waiting = 0;
     }
 }

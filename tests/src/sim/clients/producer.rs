@@ -56,6 +56,11 @@ impl Producer {
         }
     }
 
+    /// Whether it has no id, and sends nothing again.
+    pub fn is_plain(&self) -> bool {
+        !self.is_idempotent
+    }
+
     pub(super) fn act(&mut self, cx: &mut Context<'_>) -> u64 {
         let pause_us = cx.random.between(1, 2 * self.pause_us);
         self.lanes.retain(|partition, _| cx.model.topic(partition.topic).is_some());

@@ -1,12 +1,15 @@
 //! How a life of the node ends, and how the next one begins.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 
 use tidemill::effect::{Effect, Input};
+use tidemill::runtime::tickets::Tickets;
 use tidemill::shard::{OpenError, Shard};
 use tidemill_wal::disk::{DiskFault, Storage};
 use tidemill_wal::format::ShardId;
 
+use super::sessions::facts;
 use super::{Event, FINISH_US_MAX, Slot, World};
 use crate::sim::disk::{Crash, Opening};
 use crate::sim::model::Check;
@@ -35,7 +38,7 @@ impl World {
         for shard in 0..self.plan.shard_count {
             self.give(shard, Input::Stop);
         }
-        self.cancel_waits();
+        self.end_connections()?;
         let until_us = self.clock.now_us + FINISH_US_MAX;
         self.wait(&mut |world| {
             let is_quiet = |slot: &mut Slot| {
@@ -106,7 +109,7 @@ impl World {
         }
         self.slots.clear();
         self.open.clear();
-        self.cancelled.clear();
+        self.connections.clear();
         self.events.clear();
         self.bodies.clear();
         self.effects_until_crash = None;
@@ -154,6 +157,7 @@ impl World {
             for effect in std::mem::take(&mut effects) {
                 match effect {
                     Effect::Routes(routes) => {
+                        self.slots[usize::from(index)].routes = routes.clone();
                         self.model.on_routes(ShardId(index), &routes, true)?;
                     }
                     effect => self.perform_one(index, effect)?,
@@ -169,7 +173,8 @@ impl World {
         }
         for client in 0..self.clients.len() {
             self.origins[client] = self.random.below(self.slots.len() as u64) as u16;
-            self.with_client(client, |client, cx| client.on_restart(cx));
+            self.current[client] = self.open_connection(client, None);
+            self.with_client(client, |client, cx| client.on_restart(cx))?;
             let delay_us = self.random.below(1000);
             self.schedule(delay_us, Event::Act(client));
         }
@@ -213,6 +218,10 @@ impl World {
                 jobs: BTreeMap::new(),
                 maps: BTreeMap::new(),
                 port,
+                newest: BTreeMap::new(),
+                tickets: Tickets::new(ShardId(index)),
+                facts: facts(index, self.plan.shard_count),
+                routes: Arc::default(),
                 is_unflushed: false,
                 notices_due: 0,
                 refusals_due: 0,

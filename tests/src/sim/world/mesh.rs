@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Wake, Waker};
 
-use tidemill::command::{Refusal, Reply, Ticket};
+use tidemill::command::{Reply, Ticket};
 use tidemill::effect::MeshMessage;
 use tidemill::outbox::ENTRIES_MAX;
 use tidemill::runtime::mesh::{Arrival, Packet, Port, connect};
@@ -53,11 +53,8 @@ impl World {
         self.push(from, to, Packet::Message(message));
     }
 
-    /// What an answer holds is known when it leaves; the packet brings back the right to ask.
-    pub(super) fn send_reply(&mut self, from: u16, ticket: Ticket) {
-        let reply = Reply::Refused(Refusal::Busy);
-        let packet = Packet::Reply { ticket, reply };
-        self.push(from, ticket.origin, packet);
+    pub(super) fn send_reply(&mut self, from: u16, ticket: Ticket, reply: Reply) {
+        self.push(from, ticket.origin, Packet::Reply { ticket, reply });
     }
 
     /// A connection of a shard says something to a shard, perhaps its own.
@@ -76,17 +73,23 @@ impl World {
         slot.port.send(to, packet);
     }
 
-    /// Moves what has arrived into the inbox.
-    pub(super) fn take_packets(&mut self, index: u16) {
+    /// Moves what has arrived into the inbox, and replies to the connections that asked.
+    pub(super) fn take_packets(&mut self, index: u16) -> Check {
         let slot = &mut self.slots[usize::from(index)];
         slot.port.doorbell().bell.get_up();
         let (inbox, packets) = (&mut slot.inbox, &mut self.counts.packets);
+        let mut replies = Vec::new();
         slot.port.drain(&mut |from, packet| {
             *packets += 1;
-            if let Arrival::Input(input) = packet.arrive(from) {
-                inbox.push_back(input);
+            match packet.arrive(from) {
+                Arrival::Input(input) => inbox.push_back(input),
+                Arrival::Reply(ticket, reply) => replies.push((ticket, reply)),
             }
         });
+        for (ticket, reply) in replies {
+            self.on_reply(index, ticket, reply)?;
+        }
+        Ok(())
     }
 
     /// Packets leave, and the shard sleeps unless there is more to do.
@@ -102,7 +105,9 @@ impl World {
             self.counts.full_rings += 1;
         }
         // Entries and what confirms them; commands, their ends and their answers.
-        let backlog_max = 2 * ENTRIES_MAX + 3 * self.open.len().max(self.plan.ring_capacity);
+        let waiting: usize = self.slots.iter().map(|slot| slot.tickets.count()).sum();
+        let open = self.open.len() + waiting;
+        let backlog_max = 2 * ENTRIES_MAX + 3 * open.max(self.plan.ring_capacity);
         if backlog > backlog_max {
             return Err(format!("shard {index} keeps {backlog} packets for another"));
         }

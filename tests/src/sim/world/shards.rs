@@ -62,7 +62,7 @@ impl World {
         if self.slots[usize::from(index)].run_at_us != Some(now_us) {
             return Ok(());
         }
-        self.take_packets(index);
+        self.take_packets(index)?;
         let steps_max = self.random.skewed(1, 64);
         // The real limit is a sixteenth of a frame; here frames are small.
         let filling_max = self.plan.segment_size / 8;
@@ -82,6 +82,13 @@ impl World {
                 break;
             };
             self.trace.say(now_us, || format!("{index} <- {input:?}"));
+            if let Input::Command { ticket, .. } = &input {
+                // What a connection asks in order arrives in order: a producer's batches do.
+                let before = slot.newest.insert(ticket.origin, ticket.id);
+                if before.is_some_and(|before| before >= ticket.id) {
+                    return Err(format!("shard {index} takes {ticket:?} after {before:?}"));
+                }
+            }
             slot.shard.step(now, input, &mut effects);
             steps += 1;
         }
@@ -214,6 +221,7 @@ impl World {
             Effect::Routes(routes) => {
                 self.note(&[5, routes.version]);
                 self.say(|| format!("{index} catalog {}", routes.version));
+                self.slots[shard].routes = routes.clone();
                 self.model.on_routes(ShardId(index), &routes, false)
             }
             Effect::Notice(notice) => {
