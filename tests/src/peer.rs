@@ -245,11 +245,15 @@ impl Peer {
                 code => assert!(code.is_retriable(), "{code:?}: {:?}", response.error_message),
             }
             assert!(started.elapsed() < PATIENCE, "still refused: {:?}", response.error_message);
-            // A long poll for records that do not come is a pause with an event's manners.
-            let (_, end) = self.list_offset(topic, partition, -1);
-            let poll = FetchRequest { max_wait_ms: 50, ..fetch_request(topic, partition, end) };
-            self.ask(FETCH_VERSION, &poll);
+            self.pause(topic, partition);
         }
+    }
+
+    /// A pause with an event's manners: a long poll for records that hardly come.
+    pub fn pause(&mut self, topic: &str, partition: i32) {
+        let (_, end) = self.list_offset(topic, partition, -1);
+        let poll = FetchRequest { max_wait_ms: 50, ..fetch_request(topic, partition, end) };
+        self.ask(FETCH_VERSION, &poll);
     }
 
     /// Reads records from an offset on, waiting for them a little.

@@ -98,7 +98,7 @@ fn a_power_cut_anywhere_loses_nothing_that_was_acknowledged() {
 fn a_drive_that_forgets_what_it_flushed_is_found_out() {
     const FORGOTTEN: usize = 10;
     with_stand(DRIVE_SIZE, |stand| {
-        let mut recorded = Recorded::new(stand, &[4]);
+        let mut recorded = Recorded::new(stand, &[4], |_| true);
         let recording = recorded.recording.clone();
         let windows = windows(&recording.events);
         let lies: Vec<(&Range<usize>, Range<usize>)> = windows

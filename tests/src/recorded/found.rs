@@ -1,7 +1,9 @@
 //! Looks at what a recovery left: by recovering the shards in this process, which takes
 //! milliseconds, or by asking the real daemon.
 
-use std::collections::BTreeMap;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, HashMap};
+use std::io;
 use std::path::Path;
 use std::time::Duration;
 
@@ -15,9 +17,9 @@ use tidemill::kafka::messages::{OffsetFetchGroup, OffsetFetchRequest};
 use tidemill::runtime::identity::{Identity, shard_directory};
 use tidemill::shard::{Shard, ShardOptions};
 use tidemill::state::{Kind, State};
-use tidemill_wal::disk::{Directory, DirectoryOptions, ExtentMap};
+use tidemill_wal::disk::{Directory, DirectoryOptions, DiskFault, DiskOp, ExtentMap, Storage};
 use tidemill_wal::extent::ExtentView;
-use tidemill_wal::format::{Entry, PartitionId, ShardId};
+use tidemill_wal::format::{Entry, FileName, PartitionId, ShardId};
 use tidemill_wal::recovery::{self, ScanStart};
 use tidemill_wal::store::Store;
 
@@ -41,12 +43,16 @@ pub fn recover(directory: &Path) -> Result<Found, String> {
     for shard in 0..identity.shards {
         let place = shard_directory(directory, shard);
         let say = |why: String| format!("shard {shard}: {why}");
-        let opened = open(&place, shard, &identity).map_err(say)?;
+        let wait = Duration::from_secs(5);
+        let options = DirectoryOptions { wal: place.clone(), data: place, lock_wait: wait };
+        let directory = Directory::open(&options).map_err(|error| say(error.to_string()))?;
+        let mut files = ReadOnce { directory, pieces: RefCell::default() };
+        let opened = open(&mut files, shard, &identity).map_err(say)?;
         for (group, _, offset) in opened.committed() {
             note_committed(&mut found.committed, group, offset as i64);
         }
         drop(opened);
-        let state = read(&place, shard, &mut records).map_err(say)?;
+        let state = read(&files, shard, &mut records).map_err(say)?;
         if shard == 0 {
             for (key, value) in state.range(&[Kind::Topic as u8]) {
                 catalog.apply(&Change { key: key.to_vec(), value: Some(value.to_vec()) })?;
@@ -63,11 +69,53 @@ pub fn recover(directory: &Path) -> Result<Found, String> {
     Ok(found)
 }
 
+/// Pieces of a file by offset and size.
+type Pieces = HashMap<(u64, usize), Bytes>;
+
+/// A shard's directory of which every piece is read once: recovery and whoever looks afterwards
+/// read the same, unless it was written to between.
+struct ReadOnce {
+    directory: Directory,
+    pieces: RefCell<HashMap<FileName, Pieces>>,
+}
+
+impl Storage for ReadOnce {
+    fn list(&self) -> io::Result<Vec<(FileName, u64)>> {
+        self.directory.list()
+    }
+
+    fn read(&self, file: &FileName, offset: u64, size: usize) -> io::Result<Bytes> {
+        let mut pieces = self.pieces.borrow_mut();
+        let of_file = pieces.entry(file.clone()).or_default();
+        if let Some(known) = of_file.get(&(offset, size)) {
+            return Ok(known.clone());
+        }
+        let piece = self.directory.read(file, offset, size)?;
+        of_file.insert((offset, size), piece.clone());
+        Ok(piece)
+    }
+
+    fn perform(&mut self, op: &DiskOp) -> Result<(), DiskFault> {
+        let pieces = self.pieces.get_mut();
+        match op {
+            DiskOp::Create { file }
+            | DiskOp::Write { file, .. }
+            | DiskOp::Zero { file, .. }
+            | DiskOp::Remove { file } => {
+                pieces.remove(file);
+            }
+            DiskOp::Rename { from, to } => {
+                pieces.remove(from);
+                pieces.remove(to);
+            }
+            DiskOp::Sync { .. } | DiskOp::SyncDirectory { .. } => {}
+        }
+        self.directory.perform(op)
+    }
+}
+
 /// The recovery of the daemon itself.
-fn open(place: &Path, shard: u16, identity: &Identity) -> Result<Shard, String> {
-    let wait = Duration::from_secs(5);
-    let options = DirectoryOptions { wal: place.into(), data: place.into(), lock_wait: wait };
-    let mut storage = Directory::open(&options).map_err(|error| error.to_string())?;
+fn open(files: &mut ReadOnce, shard: u16, identity: &Identity) -> Result<Shard, String> {
     let options = ShardOptions {
         id: ShardId(shard),
         shard_count: identity.shards,
@@ -88,7 +136,7 @@ fn open(place: &Path, shard: u16, identity: &Identity) -> Result<Shard, String> 
         readers_max: 100,
     };
     let now = Now { monotonic_ms: 1, wall_ms: 1 };
-    let opened = Shard::open(&mut storage, options, now, &mut |_| {});
+    let opened = Shard::open(files, options, now, &mut |_| {});
     Ok(opened.map_err(|error| error.to_string())?.shard)
 }
 
@@ -107,18 +155,17 @@ fn limits() -> CatalogLimits {
 type Records = BTreeMap<PartitionId, BTreeMap<i64, Bytes>>;
 
 /// Reads all records and the state of a shard that was recovered, without changing anything.
-fn read(place: &Path, shard: u16, records: &mut Records) -> Result<State, String> {
-    let directory = Directory::open_read_only(place.into(), place.into());
-    let loaded = Store::load(&directory, ShardId(shard)).map_err(|error| error.to_string())?;
+fn read(files: &ReadOnce, shard: u16, records: &mut Records) -> Result<State, String> {
+    let loaded = Store::load(files, ShardId(shard)).map_err(|error| error.to_string())?;
     let store = loaded.ok_or("no manifest after a recovery")?.store;
     let mut state = State::default();
     store
-        .visit_state(&directory, &mut |key, value| {
+        .visit_state(files, &mut |key, value| {
             state.load(Change { key: key.to_vec(), value: value.map(<[u8]>::to_vec) });
         })
         .map_err(|error| error.to_string())?;
     for extent in &store.manifest().extents {
-        let map = ExtentMap::open(&directory.path(&extent.file))
+        let map = ExtentMap::open(&files.directory.path(&extent.file))
             .map_err(|error| format!("{}: {error}", extent.file.0))?;
         let populate = |range| map.populate(range);
         let view = ExtentView::open_with(map.bytes(), &populate)
@@ -141,7 +188,7 @@ fn read(place: &Path, shard: u16, records: &mut Records) -> Result<State, String
         segment_size: SEGMENT_SIZE,
         segment_count_max: SEGMENT_COUNT_MAX,
     };
-    recovery::scan(&directory, &start, &mut |frame| {
+    recovery::scan(files, &start, &mut |frame| {
         for item in frame.entries() {
             let (payload, entry) = item.map_err(|fault| fault.to_string())?;
             match entry {

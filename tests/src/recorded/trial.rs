@@ -23,6 +23,8 @@ pub const DRIVE_SIZE: u64 = 384 << 20;
 /// Large batches of each of the lives that are recorded. The first two end with a crash, the last
 /// with a clean stop.
 const BULK_COUNTS: [u64; 3] = [14, 14, 6];
+/// Longest wait for work in the background.
+const PATIENCE: Duration = Duration::from_secs(60);
 /// One image in so many is also recovered by the whole daemon.
 const DAEMON_EVERY: usize = 64;
 /// A search goes over the recording so many times, so that it is spread evenly whenever it ends.
@@ -59,11 +61,11 @@ pub struct Recorded {
 impl Recorded {
     /// Records lives with everything in them that ends on the disk.
     pub fn full(stand: Stand) -> Recorded {
-        let recorded = Recorded::new(stand, &BULK_COUNTS);
+        // Work in the background comes when the node has time for it.
+        let recorded = Recorded::new(stand, &BULK_COUNTS, |past| {
+            past.recycled > 0 && past.merged > 0 && past.snapshots > 0
+        });
         let (past, history) = (&recorded.past, &recorded.history);
-        assert!(past.recycled > 0, "segments are recycled: {past:?}");
-        assert!(past.merged > 0, "extents are merged: {past:?}");
-        assert!(past.snapshots > 0, "snapshots are taken: {past:?}");
         let starts = BULK_COUNTS.len() as u64 * u64::from(workload::SHARDS);
         assert_eq!(past.epochs, starts, "there are crashes and restarts");
         assert!(history.commit_count() > 0, "groups commit");
@@ -74,8 +76,13 @@ impl Recorded {
         recorded
     }
 
-    /// Records one life for each count of large batches; each but the last ends with a crash.
-    pub fn new(mut stand: Stand, bulk_counts: &[u64]) -> Recorded {
+    /// Records one life for each count of large batches; each but the last ends with a crash, and
+    /// the last goes on until what is on the disk is enough.
+    pub fn new(
+        mut stand: Stand,
+        bulk_counts: &[u64],
+        is_enough: impl Fn(&Past) -> bool,
+    ) -> Recorded {
         stand.mount().expect("a new file system");
         let mut daemon = prepare(&stand, workload::SHARDS);
         stand.drive.lock().record();
@@ -90,8 +97,9 @@ impl Recorded {
         }
         workload.run(daemon.kafka(), *last, || {});
         let producer = workload.producer().expect("it had answers").clone();
-        assert!(daemon.terminate().success());
         let data = daemon.data_dir().to_path_buf();
+        wait_for_past(&mut Peer::connect(daemon.kafka()), &data, is_enough);
+        assert!(daemon.terminate().success());
         let past = found::past(&data).expect("a node that ended well");
         stand.unmount();
         stand.cache().expect("the file can be opened once more");
@@ -212,6 +220,20 @@ impl Recorded {
     /// The data directory, seen from the file system's root.
     fn inside(&self) -> &Path {
         self.data.strip_prefix(self.stand.place()).unwrap_or(&self.data)
+    }
+}
+
+/// Waits until the manifests of a node that runs tell of enough.
+fn wait_for_past(peer: &mut Peer, data: &Path, is_enough: impl Fn(&Past) -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        // Files come and go meanwhile, and then there is no answer.
+        let past = found::past(data);
+        if past.as_ref().is_ok_and(&is_enough) {
+            return;
+        }
+        assert!(Instant::now() < deadline, "it never came to everything: {past:?}");
+        peer.pause("plain", 0);
     }
 }
 
