@@ -20,6 +20,7 @@ use tidemill_wal::scrub::ScrubPiece;
 use tidemill_wal::store::MergePlan;
 
 use super::mesh::Doorbell;
+use super::placement;
 use crate::effect::{ExtentRead, Input, ReadFault, ReadFrom, ReadId};
 
 /// Requests that may wait for the thread; the shard's loop keeps the rest.
@@ -95,11 +96,12 @@ pub struct Helper {
 }
 
 impl Helper {
-    /// Starts the thread for the extents of one directory.
+    /// Starts the thread for the extents of one directory, on any of these cores.
     pub fn start(
         name: String,
         directory: PathBuf,
         mailbox: Arc<Mailbox>,
+        cores: Vec<usize>,
         scrubbed: impl Fn(u64) + Send + 'static,
     ) -> io::Result<Self> {
         let (requests, received) = bounded(REQUESTS_QUEUED_MAX);
@@ -109,7 +111,10 @@ impl Helper {
             mailbox,
             scrubbed: Box::new(scrubbed),
         };
-        let thread = thread::Builder::new().name(name).spawn(move || worker.run())?;
+        let thread = thread::Builder::new().name(name).spawn(move || {
+            placement::keep_on(&cores);
+            worker.run();
+        })?;
         Ok(Self { requests, thread: Some(thread) })
     }
 

@@ -13,10 +13,8 @@ use crossbeam_channel::{Receiver, Sender, unbounded};
 use tidemill_wal::disk::{Background, DiskFault, DiskOp, Pace};
 
 use super::helper::Mailbox;
+use super::placement;
 use crate::effect::{Input, JobId};
-
-/// Added to the process's nice value: a tenth of a shard's weight.
-const NICENESS: libc::c_int = 10;
 
 type Job = (JobId, Vec<DiskOp>);
 
@@ -25,6 +23,8 @@ pub struct Jobs {
     shard: u16,
     wal: PathBuf,
     data: PathBuf,
+    /// Where the threads may run.
+    cores: Vec<usize>,
     pace: Pace,
     mailbox: Arc<Mailbox>,
     /// What a job is that failed for another reason than a full disk.
@@ -41,12 +41,25 @@ impl Jobs {
         shard: u16,
         wal: PathBuf,
         data: PathBuf,
+        cores: Vec<usize>,
         mailbox: Arc<Mailbox>,
         on_fault: fn(&DiskFault) -> !,
     ) -> Self {
         let (queue, received) = unbounded();
         let (pace, threads) = (Pace::default(), Vec::new());
-        Self { shard, wal, data, pace, mailbox, on_fault, queue, received, threads, open_count: 0 }
+        Self {
+            shard,
+            wal,
+            data,
+            cores,
+            pace,
+            mailbox,
+            on_fault,
+            queue,
+            received,
+            threads,
+            open_count: 0,
+        }
     }
 
     /// How fast data may be written beside commits, in bytes a second; zero: no limit.
@@ -74,12 +87,11 @@ impl Jobs {
         let mut background =
             Background::new(self.wal.clone(), self.data.clone(), self.pace.clone());
         let (received, mailbox) = (self.received.clone(), self.mailbox.clone());
-        let on_fault = self.on_fault;
+        let (on_fault, cores) = (self.on_fault, self.cores.clone());
         let name = format!("disk-{}-{}", self.shard, self.threads.len());
         thread::Builder::new().name(name).spawn(move || {
-            // SAFETY: the call takes no memory. Linux changes the calling thread alone; a refusal
-            // leaves its priority as it is.
-            unsafe { libc::nice(NICENESS) };
+            placement::keep_on(&cores);
+            placement::give_way();
             while let Ok((job, ops)) = received.recv() {
                 let result = background.run(&ops);
                 if let Err(fault @ DiskFault::Failed { .. }) = &result {

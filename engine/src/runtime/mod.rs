@@ -16,6 +16,7 @@ mod listener;
 mod log;
 pub mod mesh;
 mod node;
+mod placement;
 pub mod ring;
 mod signals;
 pub mod tickets;

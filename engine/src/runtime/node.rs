@@ -24,6 +24,7 @@ use super::hub::{Hub, Limits};
 use super::identity::{self, Identity, IdentityError, shard_directory};
 use super::listener;
 use super::mesh::{Doorbell, Port, RING_CAPACITY, connect};
+use super::placement;
 use super::signals::StopSignals;
 use super::uring::{EventFd, Uring};
 use super::worker::{Budgets, Outside, Phase, Places, Worker};
@@ -207,7 +208,7 @@ pub fn serve(config: &Config) -> Result<(), ServeError> {
     let doorbells = ports[0].doorbells();
     let (events, received) = mpsc::channel();
     let mut threads = Vec::new();
-    let cores = allowed_cores();
+    let cores = placement::allowed_cores();
     for (port, socket) in ports.into_iter().zip(sockets) {
         threads.push(node.start_shard(port, socket, &cores, events.clone())?);
     }
@@ -283,12 +284,14 @@ impl Node<'_> {
             events,
         };
         let core = cores[usize::from(shard) % cores.len()];
+        let all_cores = cores.to_vec();
         let run = move || {
-            pin(core);
+            placement::keep_on(&[core]);
+            placement::be_prompt();
             let events = start.events.clone();
             // It belongs to the thread that makes it.
             let event = match Uring::new() {
-                Ok(uring) => match start.run(uring) {
+                Ok(uring) => match start.run(uring, &all_cores) {
                     Ok(()) => return,
                     Err((what, source)) => Event::FailedToStart { what, source },
                 },
@@ -470,7 +473,7 @@ struct ShardStart {
 
 impl ShardStart {
     /// Recovers and serves. An error is one of the system, before anything is served.
-    fn run(self, uring: Uring) -> Result<(), (&'static str, io::Error)> {
+    fn run(self, uring: Uring, cores: &[usize]) -> Result<(), (&'static str, io::Error)> {
         let shard = self.options.id.0;
         let awakener = EventFd::new().map_err(|source| ("making an eventfd", source))?;
         let started = Instant::now();
@@ -512,6 +515,7 @@ impl ShardStart {
             format!("helper-{shard}"),
             self.places.data.clone(),
             mailbox.clone(),
+            cores.to_vec(),
             move |bytes| scrub_telemetry.shard(shard).scrubbed.add(bytes),
         )
         .map_err(|source| ("starting a helper thread", source))?;
@@ -520,7 +524,13 @@ impl ShardStart {
         block.cold_read_budget.limit.set(self.budgets.cold_reads as u64);
         block.send_budget.limit.set(self.limits.send_budget as u64);
         let hub = Hub::new(self.facts, self.limits, self.clock, self.port, uring, self.telemetry);
-        let outside = Outside { mailbox, awakener: Arc::new(awakener), helper, phase: self.phase };
+        let outside = Outside {
+            cores: cores.to_vec(),
+            mailbox,
+            awakener: Arc::new(awakener),
+            helper,
+            phase: self.phase,
+        };
         let worker = Worker::new(opened.shard, hub, outside, self.places, self.budgets);
         let _ = self.events.send(Event::Ready {
             shard,
@@ -600,17 +610,6 @@ fn raise_locked_memory() -> u64 {
     limit.rlim_cur
 }
 
-/// Keeps the calling thread on one core. Where that is refused the scheduler keeps it near.
-fn pin(core: usize) {
-    // SAFETY: all-zero is a valid set, `core` is one that the kernel named, and the kernel reads
-    // the set.
-    unsafe {
-        let mut set: libc::cpu_set_t = std::mem::zeroed();
-        libc::CPU_SET(core, &mut set);
-        libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &set);
-    }
-}
-
 fn open_places(config: &Config) -> Result<Places, ServeError> {
     let wal = config.wal_dir.clone().unwrap_or_else(|| config.data_dir.clone());
     for (path, what) in [(&config.data_dir, "making data_dir"), (&wal, "making wal_dir")] {
@@ -687,19 +686,4 @@ fn start_admin(config: &Config, telemetry: &Arc<Telemetry>) -> Result<Option<Ser
     let fault = |source| ServeError::Listen { key: "admin_listen", address, source };
     let listener = TcpListener::bind(address).map_err(fault)?;
     Server::start(listener, telemetry.clone()).map(Some).map_err(fault)
-}
-
-/// Cores that this process may use, in order.
-fn allowed_cores() -> Vec<usize> {
-    // SAFETY: all-zero is a valid set, and the kernel fills it in.
-    let cores: Vec<usize> = unsafe {
-        let mut set: libc::cpu_set_t = std::mem::zeroed();
-        match libc::sched_getaffinity(0, size_of::<libc::cpu_set_t>(), &mut set) {
-            0 => (0..libc::CPU_SETSIZE as usize)
-                .filter(|core| libc::CPU_ISSET(*core, &set))
-                .collect(),
-            _ => Vec::new(),
-        }
-    };
-    if cores.is_empty() { vec![0] } else { cores }
 }

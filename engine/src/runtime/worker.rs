@@ -70,6 +70,8 @@ pub struct Places {
 
 /// What a shard's thread has to do with other threads, the mesh aside.
 pub struct Outside {
+    /// Where threads beside the shard's may run.
+    pub cores: Vec<usize>,
     /// Inputs from threads that are not shards.
     pub mailbox: Arc<Mailbox>,
     /// What the doorbell rings.
@@ -163,13 +165,13 @@ impl Worker {
         places: Places,
         budgets: Budgets,
     ) -> Self {
-        let Outside { mailbox, awakener, helper, phase } = outside;
+        let Outside { cores, mailbox, awakener, helper, phase } = outside;
         let (wal, data) = (places.wal.clone(), places.data.clone());
         let budget = budgets.cold_reads;
         Self {
             shard_count: usize::from(hub.shared.facts.shard_count),
             log: LogWriter::new(wal.clone(), places.sync),
-            jobs: Jobs::new(shard.id().0, wal, data, mailbox.clone(), die_of_disk),
+            jobs: Jobs::new(shard.id().0, wal, data, cores, mailbox.clone(), die_of_disk),
             shard,
             hub,
             mailbox,
