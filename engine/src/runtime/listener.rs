@@ -114,3 +114,10 @@ impl Listener {
         self.watch(hub)
     }
 }
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        // The ring's watch would keep it listening behind the back of its descriptor.
+        let _ = self.socket.shutdown(std::net::Shutdown::Both);
+    }
+}

@@ -4,10 +4,8 @@
 //! owns memory of a connection, and a connection can end at any moment. Each watch is for one
 //! readiness; whoever wants the next one asks again. What is asked leaves with the next wait, all
 //! of it in one system call.
-//!
-//! Deliberately absent: a queue of our own behind the submission queue. When that is full it is
-//! submitted.
 
+use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, FromRawFd, RawFd};
@@ -84,6 +82,8 @@ pub struct Completion {
 /// The ring of one thread, which alone may use it.
 pub struct Uring {
     ring: IoUring,
+    /// What the kernel takes only once completions were taken.
+    waiting: VecDeque<squeue::Entry>,
 }
 
 impl Uring {
@@ -98,7 +98,7 @@ impl Uring {
             }
             result => result?,
         };
-        Ok(Self { ring })
+        Ok(Self { ring, waiting: VecDeque::new() })
     }
 
     /// Says once when the descriptor can be read, or has ended.
@@ -146,11 +146,24 @@ impl Uring {
     ///
     /// Memory that the operation names stays until its completion.
     unsafe fn push(&mut self, entry: squeue::Entry) -> io::Result<()> {
-        // SAFETY: the caller's promise.
-        while unsafe { self.ring.submission().push(&entry) }.is_err() {
+        self.waiting.push_back(entry);
+        self.push_waiting();
+        if !self.waiting.is_empty() {
             self.submit()?;
+            self.push_waiting();
         }
         Ok(())
+    }
+
+    fn push_waiting(&mut self) {
+        let mut queue = self.ring.submission();
+        while let Some(entry) = self.waiting.front() {
+            // SAFETY: whoever asked for it keeps its memory.
+            if unsafe { queue.push(entry) }.is_err() {
+                return;
+            }
+            self.waiting.pop_front();
+        }
     }
 
     /// Hands over what was asked, without waiting.
@@ -165,7 +178,9 @@ impl Uring {
     /// Hands over what was asked, waits for a completion for so long (not at all if zero), and
     /// takes all there are.
     pub fn wait(&mut self, timeout: Duration, done: &mut Vec<Completion>) -> io::Result<()> {
-        let is_waiting = !timeout.is_zero() && self.ring.completion().is_empty();
+        self.push_waiting();
+        let may_wait = self.waiting.is_empty() && self.ring.completion().is_empty();
+        let is_waiting = may_wait && !timeout.is_zero();
         let result = if is_waiting {
             let time = Timespec::from(timeout);
             self.ring.submitter().submit_with_args(1, &SubmitArgs::new().timespec(&time))

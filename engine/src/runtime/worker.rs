@@ -206,9 +206,9 @@ impl Worker {
             self.take_in();
             self.step_all();
             self.perform_all()?;
+            self.publish();
             self.hub.flush();
             self.hub.shared.port.flush();
-            self.publish();
             if self.phase.is_serving.load(Ordering::Acquire)
                 && let Some(socket) = unbound.take()
             {
