@@ -126,6 +126,12 @@ mutations! {
     SettleDeletedTopic,
     /// Ordinary work takes the room that is kept for deletions.
     SpendReserve,
+    /// An answer leaves before the answers to earlier requests of its connection.
+    AnswerOutOfOrder,
+    /// A fetch that waits for the one before it never has its turn.
+    ForgetHeldFetch,
+    /// What a shard says of a request's elements comes back in another order.
+    MixResults,
     /// A shard takes in packets only while its own have room.
     DrainOnlyWithRoom,
     /// The reader of a ring sleeps without a last look that is in order.

@@ -18,6 +18,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use tidemill_wal::format::ShardId;
+use tidemill_wal::mutation::{self, Mutation};
 
 use super::api::{self, Answer, Step, Then};
 use super::api_key::ApiKey;
@@ -293,7 +294,8 @@ impl Session {
         let replies = waiting.replies.into_iter().flatten().collect();
         let step = (waiting.then)(cx, replies);
         self.open[index].state = self.settle(cx, number, step, actions);
-        if self.open[index].api == ApiKey::Fetch {
+        let is_forgotten = mutation::is_on(Mutation::ForgetHeldFetch);
+        if self.open[index].api == ApiKey::Fetch && !is_forgotten {
             self.start_held(cx, actions);
         }
     }
@@ -366,6 +368,11 @@ impl Session {
 
     /// The next request that is done with, strictly in the order in which they came.
     pub fn next_finished(&mut self) -> Option<Finished> {
+        if mutation::is_on(Mutation::AnswerOutOfOrder)
+            && let Some(done) = self.open.iter().position(|open| open.state.is_done())
+        {
+            self.open.swap(0, done);
+        }
         if self.is_ended || !self.open.front()?.state.is_done() {
             return None;
         }

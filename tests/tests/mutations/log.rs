@@ -3,7 +3,6 @@
 use std::path::Path;
 use std::time::Duration;
 
-use bytes::Bytes;
 use tidemill_wal::commit::{FrameWrite, LogOptions};
 use tidemill_wal::disk::{
     Directory, DirectoryOptions, DiskOp, MemoryStorage, Place, SegmentWriter, Storage, SyncMethod,

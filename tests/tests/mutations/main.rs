@@ -105,6 +105,9 @@ table! {
     retention_of_nothing: RetainNothing, Found::scenario(shard::retention_keeps_the_newest).and_simulator();
     a_settled_topic_that_is_gone: SettleDeletedTopic, Found::scenario(shard::nothing_of_a_deleted_topic_is_settled);
     a_spent_reserve: SpendReserve, Found::scenario(shard::a_full_log_takes_deletions);
+    an_answer_out_of_order: AnswerOutOfOrder, Found::simulator();
+    a_forgotten_held_fetch: ForgetHeldFetch, Found::simulator();
+    results_in_another_order: MixResults, Found::simulator();
     a_drain_that_waits_for_room: DrainOnlyWithRoom, Found::scenario(mesh::full_rings_are_drained);
 }
 

@@ -3,6 +3,7 @@
 use std::mem;
 
 use tidemill_wal::format::ShardId;
+use tidemill_wal::mutation::{self, Mutation};
 
 use crate::command::{Command, Refusal};
 
@@ -80,7 +81,11 @@ impl<R> Gather<R> {
     /// The result of one element, once; or why its whole command was refused.
     pub fn take(&mut self, place: Place) -> Result<R, Refusal> {
         let results = self.commands[place.command].as_mut().map_err(|refusal| *refusal)?;
-        let result = results.get_mut(place.index).and_then(mem::take);
+        let index = match mutation::is_on(Mutation::MixResults) {
+            true => results.len() - 1 - place.index,
+            false => place.index,
+        };
+        let result = results.get_mut(index).and_then(mem::take);
         Ok(result.expect("a reply has one result for each element, taken once"))
     }
 }

@@ -25,7 +25,7 @@ pub struct Admin {
     /// Names of topics that were deleted.
     free_names: Vec<String>,
     is_waiting: bool,
-    /// Topics whose deletion may still happen.
+    /// Topics whose deletion it asked for, and has not seen the end of.
     deleting: Vec<TopicId>,
     pause_us: u64,
     /// Whether topics may get limits of age and size.
@@ -47,7 +47,11 @@ impl Admin {
 
     pub(super) fn act(&mut self, cx: &mut Context<'_>) -> u64 {
         let pause_us = cx.random.between(1, 2 * self.pause_us);
-        if self.is_waiting || cx.is_draining {
+        if self.is_waiting {
+            return pause_us;
+        }
+        self.end_deletions(cx.model);
+        if cx.is_draining {
             return pause_us;
         }
         let alive = cx.model.alive();
@@ -172,33 +176,26 @@ impl Admin {
 
     pub(super) fn on_reply(&mut self, _: &mut Context<'_>, asked: Asked, reply: Reply) -> Check {
         self.is_waiting = false;
-        match (asked, reply) {
-            (Asked::Catalog(CatalogCommand::DeleteTopics(topics)), Reply::Catalog(results)) => {
-                if results.iter().all(Result::is_ok) {
-                    self.deleting.retain(|topic| !topics.contains(topic));
-                }
-            }
-            (Asked::Catalog(CatalogCommand::DeleteTopics(topics)), Reply::Refused(_)) => {
-                self.deleting.retain(|topic| !topics.contains(topic));
-            }
-            (
-                Asked::Catalog(_)
-                | Asked::DeleteRecords(_)
-                | Asked::Describe(_)
-                | Asked::ListOffsets(_),
-                _,
-            ) => {}
-            (asked, reply) => return unexpected(&asked, &reply),
+        match asked {
+            Asked::Catalog(_)
+            | Asked::DeleteRecords(_)
+            | Asked::Describe(_)
+            | Asked::ListOffsets(_) => Ok(()),
+            asked => unexpected(&asked, &reply),
         }
-        Ok(())
+    }
+
+    /// What it asked has happened by now, or never will: topics that are there stay.
+    fn end_deletions(&mut self, model: &mut Model) {
+        for topic in self.deleting.drain(..) {
+            model.on_deletion_undone(topic);
+        }
     }
 
     pub(super) fn on_restart(&mut self, cx: &mut Context<'_>) {
         self.is_waiting = false;
         // Shard 0 has said by now whether the topics are still there.
-        for topic in self.deleting.drain(..) {
-            cx.model.on_deletion_undone(topic);
-        }
+        self.end_deletions(cx.model);
     }
 
     /// What it asked may happen, or not.

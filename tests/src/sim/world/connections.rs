@@ -50,9 +50,13 @@ impl World {
         if self.is_stopping || self.is_still {
             return Ok(());
         }
-        // What it asked on a connection that broke is done before the administrator goes on: its
-        // changes are checked one by one.
-        let has_lost = || self.open.values().any(|open| open.client == index && open.is_lost);
+        // What it asked on a connection that broke is done, or never will be, before the
+        // administrator goes on: its changes are checked one by one.
+        let has_lost = || {
+            let is_waiting = |it: &Connection| it.after.is_some();
+            self.connections.get(&self.current[index]).is_some_and(is_waiting)
+                || self.open.values().any(|open| open.client == index && open.is_lost)
+        };
         let pause_us = match self.clients[index] {
             Client::Admin(_) if has_lost() => 1000,
             _ if self.is_blocked(index) => self.dice.between(1, BLOCKED_US_MAX),
