@@ -446,7 +446,8 @@ fn less_lockable_memory_than_io_uring_needs_is_said() {
     user.give(&user.scratch);
     let (program, arguments) = user.command.split_first().expect("a command");
     let mut command = Command::new(program);
-    command.args(arguments).current_dir(&user.scratch).args(["--admin-listen", "off"]);
+    isolate(&mut command, &user.scratch);
+    command.args(arguments).args(["--admin-listen", "off"]);
     command.args(["--kafka-listen", &free_address().to_string()]);
     let ended = run(command);
     assert_ended(&ended, ExitCode::Other, &["lock 65536 bytes", "ulimit -l", "LimitMEMLOCK"]);

@@ -3,13 +3,14 @@
 //!
 //! Frames lie one behind the other in larger pieces of memory; a piece is free once the last of its
 //! frames is. They settle in their order, so hardly more than one piece is kept for a frame's sake.
+//! The rest of a piece that a frame outgrew is lost until then: less than a frame in each piece.
 
 use bytes::BytesMut;
 
 use crate::limits::BLOCK_SIZE;
 
 /// Size of a piece, unless a frame is larger.
-const PIECE_SIZE: usize = 1 << 20;
+const PIECE_SIZE: usize = 8 << 20;
 
 /// Bytes at the end of a piece of memory, starting on a block.
 #[derive(Debug)]
@@ -28,7 +29,7 @@ impl Filling {
             return;
         }
         // Twice what is needed, so that a frame that grows is not copied each time.
-        let size = (wanted * 2).clamp(PIECE_SIZE, wanted.max(16 * PIECE_SIZE));
+        let size = (wanted * 2).clamp(PIECE_SIZE, wanted.max(4 * PIECE_SIZE));
         let mut larger = blocks(size);
         larger.extend_from_slice(&self.0);
         self.0 = larger;
@@ -86,6 +87,23 @@ mod tests {
         assert_eq!(second.as_ptr(), first.as_ptr().wrapping_add(BLOCK_SIZE));
         assert_eq!((second[0], second[BLOCK_SIZE], second[BLOCK_SIZE + 1]), (2, 3, 0));
         assert_eq!(first[9], 1);
+    }
+
+    #[test]
+    fn full_frames_take_little_more_memory_than_their_bytes() {
+        let mut filling = Filling::new();
+        let (mut frames, mut pieces) = (0, 0);
+        for _ in 0..200 {
+            while filling.bytes().len() < 1 << 20 {
+                let before = filling.bytes().as_ptr();
+                add(&mut filling, 16 << 10, 7);
+                if filling.bytes().as_ptr() != before {
+                    pieces += filling.bytes_mut().capacity();
+                }
+            }
+            frames += filling.take().len();
+        }
+        assert!(pieces < frames + frames / 6, "{pieces} bytes of memory for {frames}");
     }
 
     #[test]

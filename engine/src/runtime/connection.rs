@@ -100,8 +100,10 @@ pub struct Connection {
     is_ending: bool,
     /// When the first byte of a request came that is not whole yet.
     began_us: Option<u64>,
-    /// When the client sent something, or came.
+    /// Since when the client is to send more.
     heard_us: u64,
+    /// Since when nothing is to be done for the client.
+    idle_since_us: u64,
 }
 
 /// A connection has to end, and why.
@@ -133,6 +135,7 @@ impl Connection {
             is_ending: false,
             began_us: None,
             heard_us: now_us,
+            idle_since_us: now_us,
         })
     }
 
@@ -182,7 +185,8 @@ impl Connection {
             }
             match take_frame(&mut self.received, shared.limits.request_size_max) {
                 Ok(Some(frame)) => {
-                    self.began_us = (!self.received.is_empty()).then_some(self.heard_us);
+                    let now_us = shared.clock.monotonic_us();
+                    self.began_us = (!self.received.is_empty()).then_some(now_us);
                     self.on_request(frame.freeze(), shared);
                     self.charge(shared);
                     continue;
@@ -196,6 +200,8 @@ impl Connection {
             if !self.is_readable || turn >= TURN_SIZE {
                 self.is_readable = false;
                 self.reading = Reading::Client;
+                self.heard_us = shared.clock.monotonic_us();
+                self.idle_since_us = self.heard_us;
                 return shared
                     .uring
                     .watch_readable(self.socket.as_raw_fd(), Token::Readable(self.id.0))
@@ -280,7 +286,6 @@ impl Connection {
 
     /// Receives what there is, up to a limit; the number of bytes.
     fn receive(&mut self, is_within_budget: bool, shared: &mut Shared) -> Result<usize, Ended> {
-        let now_us = shared.clock.monotonic_us();
         let wanted = match self.received.first_chunk::<LENGTH_SIZE>() {
             // The size is good, or `take_frame` would have refused it.
             Some(length) => frame_size(*length, usize::MAX).unwrap_or(0) + LENGTH_SIZE,
@@ -305,8 +310,7 @@ impl Connection {
         match result {
             Ok(0) => Err(Ended("closed by the client".to_owned())),
             Ok(count) => {
-                self.heard_us = now_us;
-                self.began_us.get_or_insert(now_us);
+                self.began_us.get_or_insert_with(|| shared.clock.monotonic_us());
                 self.is_readable = count == size;
                 Ok(count)
             }
@@ -349,17 +353,25 @@ impl Connection {
     }
 
     fn try_send(&mut self, shared: &mut Shared) -> Result<(), Ended> {
+        self.send_some(shared)?;
+        let now_us = shared.clock.monotonic_us();
+        if self.unsent.is_empty() {
+            self.idle_since_us = now_us;
+            return Ok(());
+        }
+        self.blocked = Some(Blocked { since_us: now_us, is_compact: false });
+        shared
+            .uring
+            .watch_writable(self.socket.as_raw_fd(), Token::Writable(self.id.0))
+            .map_err(|error| Ended(format!("watching failed: {error}")))
+    }
+
+    /// Sends as much as the socket takes.
+    fn send_some(&mut self, shared: &mut Shared) -> Result<(), Ended> {
         while !self.unsent.is_empty() {
             match send_pieces(self.socket.as_raw_fd(), &self.unsent) {
                 Ok(size) => self.on_sent(size, shared),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    let since_us = shared.clock.monotonic_us();
-                    self.blocked = Some(Blocked { since_us, is_compact: false });
-                    return shared
-                        .uring
-                        .watch_writable(self.socket.as_raw_fd(), Token::Writable(self.id.0))
-                        .map_err(|error| Ended(format!("watching failed: {error}")));
-                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(Ended(format!("sending failed: {error}"))),
             }
@@ -386,9 +398,24 @@ impl Connection {
         shared.subtract_unsent(size);
     }
 
-    /// Looks after a client that is slow to read: what is left for it is kept small, and after a
-    /// while it is given up.
-    pub(super) fn look_after(&mut self, now_us: u64, idle_us_max: u64) -> Result<(), Ended> {
+    /// Looks after a client that is slow: what is left for it is kept small, and after a while it
+    /// is given up.
+    pub(super) fn look_after(
+        &mut self,
+        now_us: u64,
+        idle_us_max: u64,
+        shared: &mut Shared,
+    ) -> Result<(), Ended> {
+        if self.blocked.is_some() {
+            // The ring speaks only when there is much room; a slow reader makes a little.
+            let before = self.unsent_size;
+            self.send_some(shared)?;
+            if let Some(blocked) = &mut self.blocked
+                && self.unsent_size < before
+            {
+                blocked.since_us = now_us;
+            }
+        }
         if let Some(blocked) = self.blocked {
             let waited_us = now_us.saturating_sub(blocked.since_us);
             if waited_us >= SEND_WAIT_US_MAX {
@@ -399,8 +426,10 @@ impl Connection {
                 self.blocked = Some(Blocked { is_compact: true, ..blocked });
             }
         }
-        let is_idle = self.session.open_count() == 0 && self.unsent_size == 0;
-        if is_idle && now_us.saturating_sub(self.heard_us) > idle_us_max {
+        let is_idle = self.reading == Reading::Client
+            && self.session.open_count() == 0
+            && self.unsent_size == 0;
+        if is_idle && now_us.saturating_sub(self.idle_since_us) > idle_us_max {
             return Err(Ended("nothing came for connection_idle_timeout".to_owned()));
         }
         Ok(())
@@ -408,7 +437,7 @@ impl Connection {
 
     /// Copies a small remainder, so that it does not hold the frames that it is a slice of.
     fn compact(&mut self) {
-        if self.unsent_size <= COMPACT_SIZE_MAX {
+        if self.unsent_size <= COMPACT_SIZE_MAX && !self.unsent.is_empty() {
             let mut copy = BytesMut::with_capacity(self.unsent_size);
             for piece in self.unsent.drain(..) {
                 copy.extend_from_slice(&piece);
@@ -438,7 +467,9 @@ impl Connection {
         self.unsent_size = 0;
         self.received.clear();
         self.charge(shared);
-        // A watch would keep the socket open behind the back of its descriptor.
+        // A watch is for a descriptor's number, which may be another's soon: the kernel gets it
+        // while it is ours. It would then keep the socket open behind the descriptor's back.
+        let _ = shared.uring.submit();
         let _ = self.socket.shutdown(std::net::Shutdown::Both);
         let open = self.session.close().into_iter();
         open.filter_map(|(shard, id)| Some((shard, self.tickets.remove(&id)?))).collect()

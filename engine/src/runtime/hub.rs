@@ -70,7 +70,7 @@ pub struct Shared {
     /// The shard takes no commands.
     is_shut: bool,
     /// Connections that wait until it does.
-    shard_waiters: Vec<ConnectionId>,
+    shard_waiters: VecDeque<ConnectionId>,
     unsent: usize,
     received: usize,
     /// The connection that may receive beyond the budget.
@@ -103,7 +103,7 @@ impl Hub {
             routes: Arc::default(),
             telemetry,
             is_shut: false,
-            shard_waiters: Vec::new(),
+            shard_waiters: VecDeque::new(),
             unsent: 0,
             received: 0,
             overdraft: None,
@@ -189,11 +189,15 @@ impl Hub {
     /// Whether the shard takes commands; if it does, those who waited for it go on.
     pub(super) fn set_shut(&mut self, is_shut: bool) {
         self.shared.is_shut = is_shut;
-        if !is_shut {
-            for id in std::mem::take(&mut self.shared.shard_waiters) {
-                self.with(id, Connection::on_admitted);
-            }
+        let mut waiting = std::mem::take(&mut self.shared.shard_waiters);
+        while !self.shared.is_shut
+            && let Some(id) = waiting.pop_front()
+        {
+            self.with(id, Connection::on_admitted);
         }
+        // Whose turn has not come is before those who wait again.
+        waiting.append(&mut self.shared.shard_waiters);
+        self.shared.shard_waiters = waiting;
         if std::mem::take(&mut self.shared.is_budget_eased) {
             for id in std::mem::take(&mut self.shared.budget_waiters) {
                 self.with(id, Connection::on_admitted);
@@ -247,7 +251,7 @@ impl Hub {
         let now_us = self.shared.clock.monotonic_us();
         let idle_us = self.shared.limits.connection_idle_timeout.as_micros() as u64;
         for id in self.ids() {
-            self.with(id, |connection, _| connection.look_after(now_us, idle_us));
+            self.with(id, |connection, shared| connection.look_after(now_us, idle_us, shared));
         }
         self.close_slow_requests(now_us, idle_us);
     }
@@ -330,7 +334,7 @@ impl Shared {
 
     /// The connection goes on when the shard takes commands again.
     pub(super) fn wait_for_shard(&mut self, id: ConnectionId) {
-        self.shard_waiters.push(id);
+        self.shard_waiters.push_back(id);
     }
 
     /// Whether the receive budget has room for large requests.
@@ -357,6 +361,11 @@ impl Shared {
         self.is_budget_eased |= new < old;
         self.received = self.received + new - old;
         self.telemetry().receive_budget.used.set(self.received as u64);
+    }
+
+    /// Whether somebody can go on who waited for the receive budget.
+    pub(super) fn has_eased(&self) -> bool {
+        self.is_budget_eased && !self.budget_waiters.is_empty()
     }
 
     /// Sends a command of a connection on its way.

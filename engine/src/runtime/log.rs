@@ -71,7 +71,8 @@ impl LogWriter {
         if completion.token == Token::Frame {
             segment.check("write", completion.result, frame.bytes.len())?;
             if segment.method() == SyncMethod::Fdatasync {
-                let result = ring.sync(segment.descriptor(), Token::Sync);
+                let result =
+                    ring.sync(segment.descriptor(), Token::Sync).and_then(|()| ring.submit());
                 return self.submitted("sync", result).map(|()| None);
             }
         } else {

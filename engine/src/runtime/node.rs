@@ -169,6 +169,8 @@ pub fn serve(config: &Config) -> Result<(), ServeError> {
         StopSignals::block().map_err(|source| ServeError::System { what: "signals", source })?;
     let notify = Notify::new(std::env::var_os("NOTIFY_SOCKET"));
     raise_locked_memory();
+    // Clients must not take the descriptors that segments and extents need.
+    raise_limit(libc::RLIMIT_NOFILE);
     probe_io_uring()?;
     let places = open_places(config)?;
     let identity = load_identity(config)?;
@@ -598,13 +600,18 @@ fn open_error(shard: u16, error: OpenError) -> ServeError {
 /// Raises the limit on locked memory as far as this user may, for the kernel counts the rings
 /// against it; the limit then.
 fn raise_locked_memory() -> u64 {
+    raise_limit(libc::RLIMIT_MEMLOCK)
+}
+
+/// Raises a limit as far as this user may; the limit then.
+fn raise_limit(resource: libc::__rlimit_resource_t) -> u64 {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: the kernel fills the struct in, and reads it; a refusal leaves the limit as it was.
     unsafe {
-        if libc::getrlimit(libc::RLIMIT_MEMLOCK, &mut limit) == 0 {
+        if libc::getrlimit(resource, &mut limit) == 0 {
             limit.rlim_cur = limit.rlim_max;
-            libc::setrlimit(libc::RLIMIT_MEMLOCK, &limit);
-            libc::getrlimit(libc::RLIMIT_MEMLOCK, &mut limit);
+            libc::setrlimit(resource, &limit);
+            libc::getrlimit(resource, &mut limit);
         }
     }
     limit.rlim_cur

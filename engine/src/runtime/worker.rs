@@ -206,21 +206,24 @@ impl Worker {
             self.take_in();
             self.step_all();
             self.perform_all()?;
-            self.publish();
             self.hub.flush();
             self.hub.shared.port.flush();
+            self.publish()?;
+            // Last of all: what is read now waits for the next turn, and nothing waits for it.
+            self.set_gate();
             if self.phase.is_serving.load(Ordering::Acquire)
                 && let Some(socket) = unbound.take()
             {
                 self.hub.shared.telemetry().ready.set(true);
                 listener = Some(Listener::start(socket, &mut self.hub)?);
             }
-            if self.stop != Stop::No {
-                listener = None;
-            }
             if self.advance_stop() {
                 return self.finish();
             }
+            if self.stop != Stop::No {
+                listener = None;
+            }
+            self.hub.shared.port.flush();
             if let Some(listener) = &mut listener {
                 listener.on_time(&mut self.hub)?;
             }
@@ -295,6 +298,10 @@ impl Worker {
             self.shard.step(now, input, &mut self.effects);
         }
         self.shard.flush(now, &mut self.effects);
+    }
+
+    /// Lets connections be read, or not.
+    fn set_gate(&mut self) {
         let shared = &self.hub.shared;
         let inbox_is_long = shared.inbox.len() > STEPS_MAX;
         let is_shut = !self.shard.accepts()
@@ -435,7 +442,7 @@ impl Worker {
         }
     }
 
-    fn publish(&mut self) {
+    fn publish(&mut self) -> io::Result<()> {
         let telemetry = self.hub.shared.telemetry();
         let gauges = self.shard.gauges();
         telemetry.inbox_depth.set(self.hub.shared.inbox.len() as u64);
@@ -446,9 +453,11 @@ impl Worker {
         self.jobs.set_pace(pace(self.places.settle_rate, &gauges));
         let now_ms = self.hub.shared.clock.now().monotonic_ms;
         if now_ms < self.next_figures_ms {
-            return;
+            return Ok(());
         }
         self.next_figures_ms = now_ms + FIGURES_INTERVAL_MS;
+        // A frame does not wait for figures.
+        self.hub.shared.uring.submit()?;
         self.hub.look_after();
         let telemetry = self.hub.shared.telemetry();
         let tail = self.shard.tail_size();
@@ -466,6 +475,7 @@ impl Worker {
             offset,
         });
         telemetry.publish_offsets(Offsets { committed: committed.collect(), ends: ends.collect() });
+        Ok(())
     }
 
     /// True when this shard may seal and end.
@@ -504,7 +514,7 @@ impl Worker {
     fn wait(&mut self, pause_until_ms: Option<u64>) -> io::Result<()> {
         let shared = &mut self.hub.shared;
         let has_input = !shared.inbox.is_empty() && self.shard.accepts();
-        let may_sleep = !has_input && shared.unflushed.is_empty();
+        let may_sleep = !has_input && shared.unflushed.is_empty() && !shared.has_eased();
         if !may_sleep {
             return shared.uring.wait(Duration::ZERO, &mut self.completions);
         }

@@ -8,6 +8,10 @@ use std::ops::Range;
 use super::drive::{Event, Image, Recording, SECTOR_SIZE};
 use crate::sim::random::Random;
 
+/// Up to here the file system needs its writes whole: ext4 writes its superblock without the
+/// journal, has a checksum over it, and does not mount when it is torn. That is no matter of ours.
+const WHOLE_END: u64 = 4096;
+
 /// Which of the writes since the last flush survive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Survivors {
@@ -106,7 +110,9 @@ impl<'a> Cutter<'a> {
                     let is_last = index + 1 == moment;
                     let kept =
                         if is_last { random.below(sectors as u64) as usize } else { sectors };
-                    image.write(*offset, &bytes[..kept * SECTOR_SIZE]);
+                    let kept = kept * SECTOR_SIZE;
+                    let is_torn = offset + (kept as u64) < WHOLE_END && kept < bytes.len();
+                    image.write(*offset, &bytes[..if is_torn { 0 } else { kept }]);
                 }
                 Survivors::Writes(percent) => {
                     if random.percent(percent) {
@@ -114,7 +120,13 @@ impl<'a> Cutter<'a> {
                     }
                 }
                 Survivors::Sectors(percent) => {
-                    for (number, sector) in bytes.chunks(SECTOR_SIZE).enumerate() {
+                    let whole = WHOLE_END.saturating_sub(*offset).min(bytes.len() as u64) as usize;
+                    let (whole, sectors) = bytes.split_at(whole);
+                    if random.percent(percent) {
+                        image.write(*offset, whole);
+                    }
+                    let offset = offset + whole.len() as u64;
+                    for (number, sector) in sectors.chunks(SECTOR_SIZE).enumerate() {
                         if random.percent(percent) {
                             image.write(offset + (number * SECTOR_SIZE) as u64, sector);
                         }
@@ -133,7 +145,8 @@ mod tests {
     const SECTOR: u64 = SECTOR_SIZE as u64;
 
     fn write(sector: u64, count: usize, value: u8) -> Event {
-        Event::Write { offset: sector * SECTOR, bytes: vec![value; count * SECTOR_SIZE].into() }
+        let offset = WHOLE_END + sector * SECTOR;
+        Event::Write { offset, bytes: vec![value; count * SECTOR_SIZE].into() }
     }
 
     fn recording() -> Recording {
@@ -151,7 +164,8 @@ mod tests {
 
     /// The first byte of each of the first six sectors.
     fn sectors(image: &Image) -> Vec<u8> {
-        (0..6).map(|sector| image.read(sector * SECTOR..sector * SECTOR + 1)[0]).collect()
+        let start = |sector| WHOLE_END + sector * SECTOR;
+        (0..6).map(|sector| image.read(start(sector)..start(sector) + 1)[0]).collect()
     }
 
     #[test]
@@ -189,5 +203,23 @@ mod tests {
         assert_eq!(left(Survivors::Sectors(50)), 32);
         // Torn in the first write after 0 to 3 sectors, or before the second.
         assert_eq!(left(Survivors::Beginning), 5);
+    }
+
+    #[test]
+    fn the_superblock_is_there_or_not_and_never_torn() {
+        let block = Event::Write { offset: 0, bytes: vec![9; WHOLE_END as usize + 512].into() };
+        let recording = Recording { base: Image::new(64 << 10), events: vec![block] };
+        let mut cutter = Cutter::new(&recording);
+        let mut random = Random::new(1);
+        for survivors in [Survivors::Beginning, Survivors::Sectors(50)] {
+            let mut seen = std::collections::BTreeSet::new();
+            for _ in 0..100 {
+                let image = cutter.cut(&(0..1), survivors, &mut random).image;
+                let first = image.read(0..WHOLE_END);
+                assert!(first.iter().all(|byte| *byte == first[0]), "{survivors:?}");
+                seen.insert(first[0]);
+            }
+            assert_eq!(seen.len(), 2, "{survivors:?}");
+        }
     }
 }
