@@ -86,7 +86,7 @@ fn a_power_cut_anywhere_loses_nothing_that_was_acknowledged() {
     with_stand(DRIVE_SIZE, |stand| {
         let mut recorded = Recorded::full(stand);
         eprintln!("{}", recorded.describe());
-        let tried = recorded.search(1, Some(LASTS)).unwrap_or_else(|why| panic!("{why}"));
+        let tried = recorded.search(1, Some(LASTS), false).unwrap_or_else(|why| panic!("{why}"));
         assert!(tried.with_daemon > 0);
         note::figures(&format!("recorded drive: {tried}"));
     });

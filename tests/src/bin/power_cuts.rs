@@ -15,9 +15,12 @@ struct Arguments {
     /// Chooses the writes and sectors that survive.
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// Stop after so many seconds; all windows with all kinds of survivors otherwise.
+    /// Stop after so many seconds; try all images otherwise.
     #[arg(long)]
     seconds: Option<u64>,
+    /// Cut the power exactly at each flush, and nowhere between two.
+    #[arg(long)]
+    flushes: bool,
 }
 
 fn main() -> ExitCode {
@@ -28,7 +31,8 @@ fn main() -> ExitCode {
     }
     let mut recorded = Recorded::full(Stand::new(DRIVE_SIZE));
     println!("{}", recorded.describe());
-    match recorded.search(arguments.seed, arguments.seconds.map(Duration::from_secs)) {
+    let lasts = arguments.seconds.map(Duration::from_secs);
+    match recorded.search(arguments.seed, lasts, arguments.flushes) {
         Ok(tried) => {
             note::figures(&format!("power cuts: {tried}"));
             ExitCode::SUCCESS

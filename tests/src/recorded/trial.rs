@@ -161,12 +161,22 @@ impl Recorded {
         )
     }
 
-    /// Tries the images of all windows, of all kinds, until there are no more or the time is over.
-    pub fn search(&mut self, seed: u64, lasts: Option<Duration>) -> Result<Tried, String> {
+    /// Tries the images of all windows, until there are no more or the time is over: those with
+    /// whole windows alone, or of all kinds.
+    pub fn search(
+        &mut self,
+        seed: u64,
+        lasts: Option<Duration>,
+        only_flushes: bool,
+    ) -> Result<Tried, String> {
         let begin = Instant::now();
         let recording = self.recording.clone();
         let windows = windows(&recording.events);
-        let images = images(&windows);
+        let mut images = images(&windows);
+        let has_parts = |image: &TriedImage| {
+            !matches!(image.survivors, Survivors::Nothing | Survivors::Everything)
+        };
+        images.retain(|image| !only_flushes || !has_parts(image));
         let mut tried = Tried { of: images.len(), ..Tried::default() };
         // Passes that follow each other are not neighbours.
         for pass in (0..PASSES).map(|pass| pass * 12 % PASSES) {
