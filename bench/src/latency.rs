@@ -8,9 +8,8 @@ use clap::Args;
 use crate::load::kafka::Produce;
 use crate::measure::{self, IN_FLIGHT_MAX, Request, Target};
 use crate::options::{LoadOptions, OutputOptions, ServerOptions, parse_seconds};
+use crate::rounds;
 use crate::run::{Limit, Run};
-use crate::sweep::{Probe, Sweep};
-use crate::tell::{tell, tell_median};
 
 /// Arguments of the subcommand.
 #[derive(Debug, Args)]
@@ -44,75 +43,43 @@ pub fn run(options: &Options) -> Result<(), String> {
     let shape = options.load.shape(1);
     let leaders = target.make_topic(&shape.topic, options.load.partitions, &[])?;
     let mut produce = Produce::new(&shape, &leaders)?;
+    let mut subject = Subject { options, target: &target, produce: &mut produce };
     if options.sweep {
-        sweep(options, &target, &mut produce)?;
+        rounds::sweep(&mut subject, options.rate, options.bound, &options.output)?;
     } else {
-        rounds(options, &target, &mut produce)?;
+        rounds::alternate(&mut subject, Some(options.rate), options.rounds, &options.output)?;
     }
     target.close()
 }
 
-fn rounds(options: &Options, target: &Target, produce: &mut Produce) -> Result<(), String> {
-    let mut runs = Vec::new();
-    for round in 1..=options.rounds {
-        let limit_first = round % 2 == 0;
-        let before = if limit_first { limit(options, target, produce)? } else { None };
-        let mut run = one(options, target, produce, options.rate)?;
-        run.set_limit(if limit_first { before } else { limit(options, target, produce)? });
-        run.round = round;
-        options.output.write(&run)?;
-        tell(&run);
-        runs.push(run);
-    }
-    tell_median(&runs);
-    Ok(())
+/// Requests of one record.
+struct Subject<'a> {
+    options: &'a Options,
+    target: &'a Target,
+    produce: &'a mut Produce,
 }
 
-/// One measured run.
-fn one(
-    options: &Options,
-    target: &Target,
-    produce: &mut Produce,
-    rate: f64,
-) -> Result<Run, String> {
-    let plan = options.load.plan(produce, Some(rate), IN_FLIGHT_MAX);
-    let mut run = target.describe("latency", &options.server)?;
-    run.load = options.load.told(&plan, produce, 1, options.server.shards);
-    let request = Request { records: 1, size: produce.accepted_size() };
-    produce.elsewhere();
-    run.result = target.measure(&plan, produce, request, &mut |_| ())?;
-    Ok(run)
-}
+impl rounds::Subject for Subject<'_> {
+    const UNIT: &'static str = "requests";
 
-fn limit(
-    options: &Options,
-    target: &Target,
-    produce: &mut Produce,
-) -> Result<Option<Limit>, String> {
-    if options.no_limit {
-        return Ok(None);
+    fn run(&mut self, rate: Option<f64>) -> Result<Run, String> {
+        let Options { load, server, .. } = self.options;
+        let plan = load.plan(self.produce, rate, IN_FLIGHT_MAX);
+        let mut run = self.target.describe("latency", server)?;
+        run.load = load.told(&plan, self.produce, 1, server.shards);
+        let request = Request { records: 1, size: self.produce.accepted_size() };
+        self.produce.elsewhere();
+        run.result = self.target.measure(&plan, self.produce, request, &mut |_| ())?;
+        Ok(run)
     }
-    let plan = options.load.plan(produce, Some(options.rate), IN_FLIGHT_MAX);
-    measure::limits(&plan, produce, target, options.server.sync).map(Some)
-}
 
-fn sweep(options: &Options, target: &Target, produce: &mut Produce) -> Result<(), String> {
-    let mut sweep = Sweep::new(options.rate);
-    while let Some(rate) = sweep.next_rate() {
-        let mut run = one(options, target, produce, rate)?;
-        let is_good = sweep.judge(&run.result, rate, options.bound);
-        sweep.tell(&mut run, is_good, options.bound);
-        options.output.write(&run)?;
-        tell(&run);
-        sweep.add(Probe { rate, is_good });
-    }
-    match sweep.knee() {
-        Some(knee) => {
-            eprintln!("knee: {knee:.0} requests/s keep the 99th percentile in {:?}", options.bound);
+    fn limit(&mut self, rate: Option<f64>) -> Result<Option<Limit>, String> {
+        if self.options.no_limit {
+            return Ok(None);
         }
-        None => eprintln!("no rate that was tried keeps the bound"),
+        let plan = self.options.load.plan(self.produce, rate, IN_FLIGHT_MAX);
+        measure::limits(&plan, self.produce, self.target, self.options.server.sync).map(Some)
     }
-    Ok(())
 }
 
 /// A rate above zero.

@@ -13,6 +13,7 @@ mod throughput;
 
 mod measure;
 mod options;
+mod rounds;
 mod sweep;
 mod tell;
 

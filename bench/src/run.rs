@@ -289,6 +289,12 @@ impl Run {
                     .to_owned(),
             );
         }
+        let bandwidth = limit.as_ref().and_then(|limit| limit.sequential_bytes_per_second);
+        let written = self.result.cost.device_written_bytes.zip(bandwidth);
+        if let Some(ratio) = &mut self.ratio_to_limit {
+            let seconds = self.result.seconds;
+            ratio.bandwidth = written.map(|(written, limit)| written as f64 / seconds / limit);
+        }
         self.limit = limit;
     }
 }

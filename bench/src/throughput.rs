@@ -10,9 +10,8 @@ use crate::load::Plan;
 use crate::load::kafka::Produce;
 use crate::measure::{self, IN_FLIGHT_MAX, Request, Target};
 use crate::options::{LoadOptions, OutputOptions, ServerOptions, parse_seconds};
+use crate::rounds;
 use crate::run::{Limit, Run};
-use crate::sweep::{Probe, Sweep};
-use crate::tell::{tell, tell_median};
 
 /// Time that the sequential bandwidth is measured for.
 const BANDWIDTH_TIME: Duration = Duration::from_secs(2);
@@ -56,111 +55,70 @@ pub fn run(options: &Options) -> Result<(), String> {
     let shape = options.load.shape(options.batch as usize);
     let leaders = target.make_topic(&shape.topic, options.load.partitions, &[])?;
     let mut produce = Produce::new(&shape, &leaders)?;
+    let mut subject = Subject { options, target: &target, produce: &mut produce };
     if options.sweep {
-        sweep(options, &target, &mut produce)?;
+        let first = options.rate.expect("clap requires it");
+        rounds::sweep(&mut subject, first, options.bound, &options.output)?;
     } else {
-        rounds(options, &target, &mut produce)?;
+        rounds::alternate(&mut subject, options.rate, options.rounds, &options.output)?;
     }
     target.close()
 }
 
-fn rounds(options: &Options, target: &Target, produce: &mut Produce) -> Result<(), String> {
-    let mut runs = Vec::new();
-    for round in 1..=options.rounds {
-        let limit_first = round % 2 == 0;
-        let before = if limit_first { limit(options, target, produce)? } else { None };
-        let mut run = one(options, target, produce, options.rate)?;
-        run.set_limit(if limit_first { before } else { limit(options, target, produce)? });
-        run.round = round;
-        add_bandwidth(&mut run);
-        options.output.write(&run)?;
-        tell(&run);
-        runs.push(run);
+/// Requests of one batch.
+struct Subject<'a> {
+    options: &'a Options,
+    target: &'a Target,
+    produce: &'a mut Produce,
+}
+
+impl Subject<'_> {
+    fn plan(&self, rate: Option<f64>) -> Plan {
+        let options = self.options;
+        let batch = f64::from(options.batch);
+        let per_second = rate.map(|rate| rate / batch);
+        let in_flight = match rate {
+            Some(_) => IN_FLIGHT_MAX,
+            None => (options.in_flight / u64::from(options.batch)).max(1),
+        };
+        let mut plan = options.load.plan(self.produce, per_second, in_flight);
+        // From the first record of a batch to the last.
+        let gathered = rate.map(|rate| (batch - 1.0) / rate);
+        plan.gather = gathered.map_or(Duration::ZERO, Duration::from_secs_f64);
+        plan
     }
-    tell_median(&runs);
-    Ok(())
 }
 
-fn plan(options: &Options, produce: &Produce, rate: Option<f64>) -> Plan {
-    let batch = f64::from(options.batch);
-    let per_second = rate.map(|rate| rate / batch);
-    let in_flight = match rate {
-        Some(_) => IN_FLIGHT_MAX,
-        None => (options.in_flight / u64::from(options.batch)).max(1),
-    };
-    let mut plan = options.load.plan(produce, per_second, in_flight);
-    // From the first record of a batch to the last.
-    let gathered = rate.map(|rate| (batch - 1.0) / rate);
-    plan.gather = gathered.map_or(Duration::ZERO, Duration::from_secs_f64);
-    plan
-}
+impl rounds::Subject for Subject<'_> {
+    const UNIT: &'static str = "records";
 
-fn one(
-    options: &Options,
-    target: &Target,
-    produce: &mut Produce,
-    rate: Option<f64>,
-) -> Result<Run, String> {
-    let plan = plan(options, produce, rate);
-    let mut run = target.describe("throughput", &options.server)?;
-    run.load = options.load.told(&plan, produce, options.batch as usize, options.server.shards);
-    let request = Request { records: options.batch.into(), size: produce.accepted_size() };
-    produce.elsewhere();
-    run.result = target.measure(&plan, produce, request, &mut |_| ())?;
-    match rate {
-        Some(_) => {
-            run.notes.push("latency runs from when the first record of a batch was due".to_owned());
+    fn run(&mut self, rate: Option<f64>) -> Result<Run, String> {
+        let plan = self.plan(rate);
+        let Options { load, server, batch, .. } = self.options;
+        let mut run = self.target.describe("throughput", server)?;
+        run.load = load.told(&plan, self.produce, *batch as usize, server.shards);
+        let request = Request { records: u64::from(*batch), size: self.produce.accepted_size() };
+        self.produce.elsewhere();
+        run.result = self.target.measure(&plan, self.produce, request, &mut |_| ())?;
+        let note = match rate {
+            Some(_) => "latency runs from when the first record of a batch was due",
+            None => "closed loop: latency runs from sending, and says nothing about a rate",
+        };
+        run.notes.push(note.to_owned());
+        let accepted_per_second = run.result.accepted_bytes as f64 / run.result.seconds;
+        run.figures.insert("accepted_bytes_per_second".to_owned(), accepted_per_second);
+        Ok(run)
+    }
+
+    fn limit(&mut self, rate: Option<f64>) -> Result<Option<Limit>, String> {
+        if self.options.no_limit {
+            return Ok(None);
         }
-        None => run.notes.push(
-            "closed loop: latency runs from sending, and says nothing about a rate".to_owned(),
-        ),
+        let plan = self.plan(rate);
+        let sync = self.options.server.sync;
+        let mut limit = measure::limits(&plan, self.produce, self.target, sync)?;
+        let bandwidth = limit::sequential_bandwidth(self.target.directory(), BANDWIDTH_TIME)?;
+        limit.sequential_bytes_per_second = Some(bandwidth);
+        Ok(Some(limit))
     }
-    let accepted_per_second = run.result.accepted_bytes as f64 / run.result.seconds;
-    run.figures.insert("accepted_bytes_per_second".to_owned(), accepted_per_second);
-    Ok(run)
-}
-
-fn limit(
-    options: &Options,
-    target: &Target,
-    produce: &mut Produce,
-) -> Result<Option<Limit>, String> {
-    if options.no_limit {
-        return Ok(None);
-    }
-    let plan = plan(options, produce, options.rate);
-    let mut limit = measure::limits(&plan, produce, target, options.server.sync)?;
-    let bandwidth = limit::sequential_bandwidth(target.directory(), BANDWIDTH_TIME)?;
-    limit.sequential_bytes_per_second = Some(bandwidth);
-    Ok(Some(limit))
-}
-
-/// What reached the device to what it can take.
-fn add_bandwidth(run: &mut Run) {
-    let limit = run.limit.as_ref().and_then(|limit| limit.sequential_bytes_per_second);
-    let written = run.result.cost.device_written_bytes.zip(limit);
-    if let Some(ratio) = &mut run.ratio_to_limit {
-        ratio.bandwidth =
-            written.map(|(written, limit)| written as f64 / run.result.seconds / limit);
-    }
-}
-
-fn sweep(options: &Options, target: &Target, produce: &mut Produce) -> Result<(), String> {
-    let mut sweep = Sweep::new(options.rate.expect("clap requires it"));
-    while let Some(rate) = sweep.next_rate() {
-        let mut run = one(options, target, produce, Some(rate))?;
-        let per_second = rate / f64::from(options.batch);
-        let is_good = sweep.judge(&run.result, per_second, options.bound);
-        sweep.tell(&mut run, is_good, options.bound);
-        options.output.write(&run)?;
-        tell(&run);
-        sweep.add(Probe { rate, is_good });
-    }
-    match sweep.knee() {
-        Some(knee) => {
-            eprintln!("knee: {knee:.0} records/s keep the 99th percentile in {:?}", options.bound);
-        }
-        None => eprintln!("no rate that was tried keeps the bound"),
-    }
-    Ok(())
 }

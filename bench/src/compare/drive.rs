@@ -12,7 +12,7 @@ use crate::load::{Arrivals, Plan, Protocol};
 use crate::measure::{DRAIN, IN_FLIGHT_MAX, Request, limits};
 use crate::peers::pipelined::Pipelined;
 use crate::peers::{Speaks, etcd, nats, redis};
-use crate::run::{Load, Ratio, Run};
+use crate::run::{Load, Run};
 
 /// Topic of all loads of a scenario.
 const TOPIC: &str = "bench";
@@ -82,9 +82,7 @@ pub fn drive(opened: &Opened, shared: &Shared, ask: Ask, run: &mut Run) -> Resul
             measure(opened, shared, &plan, sizes, &mut produce, run)?;
             if ask.with_limit {
                 let limit = limits(&plan, &mut produce, &opened.target, SyncMethod::Dsync)?;
-                let least = limit.acknowledgement.as_ref();
-                run.ratio_to_limit = least.map(|least| Ratio::of(&run.result.latency, least));
-                run.limit = Some(limit);
+                run.set_limit(Some(limit));
             }
             Ok(())
         }

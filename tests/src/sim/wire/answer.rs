@@ -24,6 +24,20 @@ use tidemill_wal::format::{PartitionId, TopicId};
 use super::request::{Piece, Request, grouped, partition_of};
 use crate::sim::model::Check;
 
+/// What a group's reply of one kind holds, with Kafka's word for a refusal; another kind is an
+/// error of the function that asks.
+macro_rules! result_of {
+    ($reply:expr, $kind:ident) => {
+        match $reply {
+            Ok(GroupReply::$kind(result)) => {
+                result.as_ref().map_err(|refusal| ErrorCode::for_group(*refusal))
+            }
+            Ok(reply) => return Err(format!("a strange reply: {reply:?}")),
+            Err(error) => Err(error),
+        }
+    };
+}
+
 /// No batch is larger, decompressed.
 const RECORDS_SIZE_MAX: usize = 1 << 20;
 
@@ -321,13 +335,7 @@ impl Request {
             GroupCommand::Join(join) => self.compare_join(frame, &join.member_id, reply),
             GroupCommand::Sync(_) => {
                 let response: SyncGroupResponse = self.body(frame)?;
-                let synced = match reply {
-                    Ok(GroupReply::Sync(result)) => {
-                        result.as_ref().map_err(|refusal| ErrorCode::for_group(*refusal))
-                    }
-                    Ok(reply) => return Err(format!("a strange reply: {reply:?}")),
-                    Err(error) => Err(error),
-                };
+                let synced = result_of!(reply, Sync);
                 let error = synced.as_ref().err().map_or(0, |error| error.code());
                 same("error", response.error_code, error)?;
                 let assignment =
@@ -343,22 +351,12 @@ impl Request {
             }
             GroupCommand::Heartbeat(_) => {
                 let response: HeartbeatResponse = self.body(frame)?;
-                let result = match reply {
-                    Ok(GroupReply::Heartbeat(result)) => result.map_err(ErrorCode::for_group),
-                    Ok(reply) => return Err(format!("a strange reply: {reply:?}")),
-                    Err(error) => Err(error),
-                };
+                let result = result_of!(reply, Heartbeat).copied();
                 same("error", response.error_code, code(result))
             }
             GroupCommand::Leave { .. } => {
                 let response: LeaveGroupResponse = self.body(frame)?;
-                let results = match reply {
-                    Ok(GroupReply::Leave(result)) => {
-                        result.as_ref().map_err(|refusal| ErrorCode::for_group(*refusal))
-                    }
-                    Ok(reply) => return Err(format!("a strange reply: {reply:?}")),
-                    Err(error) => Err(error),
-                };
+                let results = result_of!(reply, Leave);
                 let codes: Vec<i16> = (results.iter().flat_map(|results| results.iter()))
                     .map(|result| code(result.map_err(ErrorCode::for_group)))
                     .collect();
@@ -397,24 +395,12 @@ impl Request {
                 Ok(())
             }
             GroupCommand::OffsetFetch { partitions, .. } => {
-                let offsets = match reply {
-                    Ok(GroupReply::OffsetFetch(result)) => {
-                        result.as_ref().map_err(|refusal| ErrorCode::for_group(*refusal))
-                    }
-                    Ok(reply) => return Err(format!("a strange reply: {reply:?}")),
-                    Err(error) => Err(error),
-                };
+                let offsets = result_of!(reply, OffsetFetch);
                 self.compare_committed(frame, partitions.as_deref(), offsets)
             }
             GroupCommand::OffsetDelete { partitions, .. } => {
                 let response: OffsetDeleteResponse = self.body(frame)?;
-                let results = match reply {
-                    Ok(GroupReply::OffsetDelete(result)) => {
-                        result.as_ref().map_err(|refusal| ErrorCode::for_group(*refusal))
-                    }
-                    Ok(reply) => return Err(format!("a strange reply: {reply:?}")),
-                    Err(error) => Err(error),
-                };
+                let results = result_of!(reply, OffsetDelete);
                 let error = results.as_ref().err().map_or(0, |error| error.code());
                 same("error", response.error_code, error)?;
                 let Ok(results) = results else { return Ok(()) };
@@ -427,11 +413,7 @@ impl Request {
             }
             GroupCommand::Delete(group) => {
                 let response: DeleteGroupsResponse = self.body(frame)?;
-                let result = match reply {
-                    Ok(GroupReply::Delete(result)) => result.map_err(ErrorCode::for_group),
-                    Ok(reply) => return Err(format!("a strange reply: {reply:?}")),
-                    Err(error) => Err(error),
-                };
+                let result = result_of!(reply, Delete).copied();
                 let got: Vec<_> = (response.results.iter())
                     .map(|result| (result.group_id.0.as_str(), result.error_code))
                     .collect();
