@@ -208,6 +208,11 @@ impl Log {
         self.assert_filling();
     }
 
+    /// Gives memory of earlier frames back that was not needed since this was called last.
+    pub fn release_memory(&mut self) {
+        self.filling.release();
+    }
+
     /// The number that the filling frame will get. While it is empty, an idle frame or a seal may
     /// take that number, and the filling frame moves on.
     pub fn filling(&self) -> Sequence {

@@ -19,7 +19,7 @@ use bytes::Bytes;
 use zerocopy::little_endian::{I64, U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-pub use self::view::{ExtentRun, ExtentView, Populate, ReadFrom};
+pub use self::view::{ExtentRun, ExtentView, Pieces, Populate, ReadFrom};
 use crate::batch::BatchHead;
 use crate::block;
 use crate::disk::DiskOp;

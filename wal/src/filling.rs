@@ -1,67 +1,68 @@
 //! The frame that fills, in memory that direct I/O takes as it is: from its first byte to the disk
 //! and to its readers nothing copies it, unless it outgrows its place.
 //!
-//! Frames lie one behind the other in larger pieces of memory; a piece is free once the last of its
-//! frames is. They settle in their order, so hardly more than one piece is kept for a frame's sake.
-//! The rest of a piece that a frame outgrew is lost until then: less than a frame in each piece.
+//! Frames lie one behind the other in larger chunks of memory; a chunk is free once the last of its
+//! frames is. They settle in their order, so hardly more than one chunk is kept for a frame's sake.
+//! The rest of a chunk that a frame outgrew is lost until then: less than a frame in each chunk.
 
 use bytes::BytesMut;
 
 use crate::limits::BLOCK_SIZE;
+use crate::pool::Pool;
 
-/// Size of a piece, unless a frame is larger.
-const PIECE_SIZE: usize = 8 << 20;
+/// Size of a chunk, unless a frame is larger.
+const CHUNK_SIZE: usize = 8 << 20;
 
-/// Bytes at the end of a piece of memory, starting on a block.
+/// The frame that fills.
 #[derive(Debug)]
-pub struct Filling(BytesMut);
+pub struct Filling {
+    /// At the end of a chunk of memory, starting on a block.
+    bytes: BytesMut,
+    pool: Pool,
+}
 
 impl Filling {
     /// Nothing, and no memory yet.
     pub fn new() -> Self {
-        Self(BytesMut::new())
+        Self { bytes: BytesMut::new(), pool: Pool::new(CHUNK_SIZE) }
     }
 
     /// Makes room for so many more bytes, and for the padding behind them.
     pub fn reserve(&mut self, added: usize) {
-        let wanted = (self.0.len() + added).next_multiple_of(BLOCK_SIZE);
-        if self.0.capacity() >= wanted {
+        let wanted = (self.bytes.len() + added).next_multiple_of(BLOCK_SIZE);
+        if self.bytes.capacity() >= wanted {
             return;
         }
         // Twice what is needed, so that a frame that grows is not copied each time.
-        let size = (wanted * 2).clamp(PIECE_SIZE, wanted.max(4 * PIECE_SIZE));
-        let mut larger = blocks(size);
-        larger.extend_from_slice(&self.0);
-        self.0 = larger;
+        let size = (wanted * 2).clamp(CHUNK_SIZE, wanted.max(4 * CHUNK_SIZE));
+        let mut larger = self.pool.take(size);
+        larger.extend_from_slice(&self.bytes);
+        self.bytes = larger;
+    }
+
+    /// Gives memory back that no frame has needed since this was called last.
+    pub fn release(&mut self) {
+        self.pool.release();
     }
 
     /// The bytes so far; room was reserved for what is added.
     pub fn bytes_mut(&mut self) -> &mut BytesMut {
-        &mut self.0
+        &mut self.bytes
     }
 
     /// The bytes so far.
     pub fn bytes(&self) -> &[u8] {
-        &self.0
+        &self.bytes
     }
 
     /// Takes the bytes, padded with zeros to a whole number of blocks.
     pub fn take(&mut self) -> BytesMut {
         self.reserve(0);
-        self.0.resize(self.0.len().next_multiple_of(BLOCK_SIZE), 0);
-        let taken = self.0.split();
+        self.bytes.resize(self.bytes.len().next_multiple_of(BLOCK_SIZE), 0);
+        let taken = self.bytes.split();
         assert!(taken.as_ptr().addr().is_multiple_of(BLOCK_SIZE), "memory for direct I/O");
         taken
     }
-}
-
-/// Empty memory with room for `size` bytes, starting on a block.
-fn blocks(size: usize) -> BytesMut {
-    let mut memory = BytesMut::with_capacity(size + BLOCK_SIZE);
-    let before = memory.as_ptr().align_offset(BLOCK_SIZE);
-    memory.resize(before, 0);
-    let _ = memory.split();
-    memory
 }
 
 #[cfg(test)]
@@ -92,18 +93,32 @@ mod tests {
     #[test]
     fn full_frames_take_little_more_memory_than_their_bytes() {
         let mut filling = Filling::new();
-        let (mut frames, mut pieces) = (0, 0);
+        let (mut frames, mut chunks) = (0, 0);
         for _ in 0..200 {
             while filling.bytes().len() < 1 << 20 {
                 let before = filling.bytes().as_ptr();
                 add(&mut filling, 16 << 10, 7);
                 if filling.bytes().as_ptr() != before {
-                    pieces += filling.bytes_mut().capacity();
+                    chunks += filling.bytes_mut().capacity();
                 }
             }
             frames += filling.take().len();
         }
-        assert!(pieces < frames + frames / 6, "{pieces} bytes of memory for {frames}");
+        assert!(chunks < frames + frames / 6, "{chunks} bytes of memory for {frames}");
+    }
+
+    #[test]
+    fn memory_of_frames_that_are_gone_is_filled_again() {
+        let mut filling = Filling::new();
+        let mut begins = Vec::new();
+        for _ in 0..4 * CHUNK_SIZE / BLOCK_SIZE {
+            add(&mut filling, BLOCK_SIZE, 1);
+            begins.push(filling.take().as_ptr().addr());
+        }
+        let count = begins.len();
+        begins.sort_unstable();
+        begins.dedup();
+        assert!(begins.len() <= count / 2, "{} places of {count} frames", begins.len());
     }
 
     #[test]

@@ -16,6 +16,7 @@ pub mod limits;
 pub mod manifest;
 pub mod mutation;
 pub mod plan;
+pub mod pool;
 pub mod recovery;
 pub mod scrub;
 pub mod segment;

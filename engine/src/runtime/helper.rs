@@ -1,21 +1,25 @@
 //! The helper thread of a shard: cold reads and the scrub.
 //!
-//! It alone touches cold pages of mapped extents, so neither a page fault nor a media error can
-//! stop the shard. A read maps the file, has the kernel bring the pages in (a media error is then
-//! an error and no signal), checks what it touches, and copies the range out.
+//! It alone touches what may wait for the disk, so neither a page fault nor a media error can stop
+//! the shard. A read finds its place in the mapped file, whose pages the kernel brings in first (a
+//! media error is then an error and no signal), reads the batches past the page cache into memory
+//! that is used again, and checks them there.
 
 use std::collections::VecDeque;
 use std::io;
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use bytes::Bytes;
-use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TrySendError, bounded};
 use tidemill_wal::damage::{Damage, FileFault};
 use tidemill_wal::disk::ExtentMap;
 use tidemill_wal::extent::{ExtentSpec, ExtentView, ReadFrom as Position, RunData, plan_extent};
 use tidemill_wal::format::{FileName, ShardId};
+use tidemill_wal::pool::Pool;
 use tidemill_wal::scrub::ScrubPiece;
 use tidemill_wal::store::MergePlan;
 
@@ -28,6 +32,12 @@ const REQUESTS_QUEUED_MAX: usize = 64;
 
 /// Maps that are kept open: a consumer that catches up reads one file many times.
 const MAPS_MAX: usize = 32;
+
+/// Memory of one read: what a consumer asks for by default, and pieces that are cut at both ends.
+const READ_SIZE: usize = (1 << 20) + (128 << 10);
+
+/// A thread that had nothing to do for so long gives memory back.
+const RELEASE_INTERVAL: Duration = Duration::from_secs(30);
 
 /// Inputs from threads that are not shards.
 #[derive(Debug)]
@@ -107,6 +117,7 @@ impl Helper {
         let (requests, received) = bounded(REQUESTS_QUEUED_MAX);
         let worker = Worker {
             maps: Maps { shard: mailbox.shard, directory, open: VecDeque::new() },
+            pool: Pool::new(READ_SIZE),
             requests: received,
             mailbox,
             scrubbed: Box::new(scrubbed),
@@ -136,6 +147,8 @@ impl Drop for Helper {
 
 struct Worker {
     maps: Maps,
+    /// Memory of reads.
+    pool: Pool,
     requests: Receiver<Request>,
     mailbox: Arc<Mailbox>,
     scrubbed: Box<dyn Fn(u64) + Send>,
@@ -143,10 +156,18 @@ struct Worker {
 
 impl Worker {
     fn run(mut self) {
-        while let Ok(request) = self.requests.recv() {
+        loop {
+            let request = match self.requests.recv_timeout(RELEASE_INTERVAL) {
+                Ok(request) => request,
+                Err(RecvTimeoutError::Timeout) => {
+                    self.pool.release();
+                    continue;
+                }
+                Err(RecvTimeoutError::Disconnected) => return,
+            };
             match request {
                 Request::Read(read, request) => {
-                    let result = self.maps.read(&request);
+                    let result = self.maps.read(&request, &mut self.pool);
                     self.mailbox.put(Input::ReadDone { read, result });
                 }
                 Request::Plan(specs, sync_size) => {
@@ -201,7 +222,7 @@ impl Maps {
         })
     }
 
-    fn read(&mut self, request: &ExtentRead) -> Result<Vec<Bytes>, ReadFault> {
+    fn read(&mut self, request: &ExtentRead, pool: &mut Pool) -> Result<Vec<Bytes>, ReadFault> {
         let file = &request.file;
         let shard = self.shard;
         let map = self.map(file)?;
@@ -213,8 +234,15 @@ impl Maps {
             ReadFrom::Time(time_ms) => Position::Time(time_ms),
         };
         let bytes_max = request.bytes_max as usize;
-        match view.read(request.partition, from, bytes_max).map_err(corrupt)? {
-            Some(range) => Ok(vec![Bytes::copy_from_slice(&map.bytes()[range])]),
+        let pieces = view.locate(request.partition, from, bytes_max).map_err(corrupt)?;
+        let pieces = pieces.ok_or(ReadFault::Nothing)?;
+        let place = pieces.range();
+        let bytes = map.read(place.clone(), pool).map_err(|error| {
+            let Range { start, end } = place;
+            ReadFault::Failed(format!("{file}: bytes {start} to {end} cannot be read: {error}"))
+        })?;
+        match pieces.find(&bytes).map_err(corrupt)? {
+            Some(range) => Ok(vec![bytes.slice(range)]),
             None => Err(ReadFault::Nothing),
         }
     }

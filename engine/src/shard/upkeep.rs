@@ -209,12 +209,14 @@ impl Shard {
         self.upkeep.is_disk_full && is_next
     }
 
-    /// Drops what retention no longer keeps, and producers that were silent too long.
+    /// Drops what retention no longer keeps, producers that were silent too long, and memory that
+    /// frames have not needed since the last time.
     fn retain(&mut self, now: Now) {
         if now.monotonic_ms < self.upkeep.next_retention_ms {
             return;
         }
         self.upkeep.next_retention_ms = now.monotonic_ms + self.options.retention_check_ms;
+        self.wal.release_memory();
         let mut moves = Vec::new();
         for (id, partition) in &self.partitions {
             let start = partition.log.start();

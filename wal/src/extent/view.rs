@@ -155,6 +155,21 @@ impl<'a> ExtentView<'a> {
         from: ReadFrom,
         bytes_max: usize,
     ) -> Result<Option<Range<usize>>, Damage> {
+        let Some(pieces) = self.locate(partition, from, bytes_max)? else { return Ok(None) };
+        let place = pieces.range();
+        touch(self.populate, place.clone())?;
+        let found = pieces.find(&self.bytes[place.clone()])?;
+        Ok(found.map(|found| place.start + found.start..place.start + found.end))
+    }
+
+    /// The pieces that [`Self::read`] would touch, to be read by other means. `None` if nothing fits
+    /// `from`.
+    pub fn locate(
+        &self,
+        partition: PartitionId,
+        from: ReadFrom,
+        bytes_max: usize,
+    ) -> Result<Option<Pieces>, Damage> {
         let first = self.directory.partition_point(|entry| entry.run().partition < partition);
         let mut runs =
             self.directory[first..].iter().take_while(|entry| entry.run().partition == partition);
@@ -162,18 +177,7 @@ impl<'a> ExtentView<'a> {
             ReadFrom::Offset(offset) => entry.end.get() > offset,
             ReadFrom::Time(time) => entry.max_timestamp_ms.get() >= time,
         });
-        match run {
-            Some(run) => self.read_run(run, from, bytes_max),
-            None => Ok(None),
-        }
-    }
-
-    fn read_run(
-        &self,
-        run: &DirectoryEntry,
-        from: ReadFrom,
-        bytes_max: usize,
-    ) -> Result<Option<Range<usize>>, Damage> {
+        let Some(run) = run else { return Ok(None) };
         let index = self.index(run)?;
         let first = match from {
             ReadFrom::Offset(offset) => {
@@ -183,30 +187,16 @@ impl<'a> ExtentView<'a> {
                 index.partition_point(|entry| entry.max_timestamp_ms.get() < time)
             }
         };
-        let mut found: Option<Range<usize>> = None;
-        for entry in &index[first..] {
-            if found.as_ref().is_some_and(|range| range.len() >= bytes_max) {
-                break;
-            }
-            self.check_piece(entry)?;
-            for batch in self.batches_of(entry) {
-                let (range, head) = batch?;
-                match &mut found {
-                    Some(found) if range.end - found.start > bytes_max => {
-                        return Ok(Some(found.clone()));
-                    }
-                    Some(found) => found.end = range.end,
-                    None => {
-                        let fits = match from {
-                            ReadFrom::Offset(offset) => head.last_offset >= offset,
-                            ReadFrom::Time(time) => head.max_timestamp_ms >= time,
-                        };
-                        found = fits.then_some(range);
-                    }
-                }
-            }
-        }
-        Ok(found)
+        // What is looked for may be the end of the first piece, or begin the second.
+        let bytes_wanted = bytes_max.max(1);
+        let mut behind_first = 0;
+        let wanted = index[first..].iter().enumerate().take_while(|(number, entry)| {
+            let is_wanted = behind_first < bytes_wanted;
+            behind_first += if *number > 0 { entry.size.get() as usize } else { 0 };
+            is_wanted
+        });
+        let entries: Vec<IndexEntry> = wanted.map(|(_, entry)| entry.clone()).collect();
+        Ok((!entries.is_empty()).then_some(Pieces { entries, from, bytes_max }))
     }
 
     /// Every batch of a run with its place in the file, each after its piece was checked. Ends at
@@ -332,12 +322,7 @@ impl<'a> ExtentView<'a> {
     fn check_piece(&self, entry: &IndexEntry) -> Result<(), Damage> {
         let range = piece_range(entry);
         touch(self.populate, range.clone())?;
-        let is_believed = mutation::is_on(Mutation::TrustExtent);
-        if crc32c::crc32c(&self.bytes[range]) == entry.checksum.get() || is_believed {
-            Ok(())
-        } else {
-            Err(Damage::new(entry.position.get(), "checksum of the batches is wrong"))
-        }
+        check_piece(entry, &self.bytes[range])
     }
 
     /// Walks the batches of a checked piece.
@@ -345,21 +330,8 @@ impl<'a> ExtentView<'a> {
         &self,
         entry: &IndexEntry,
     ) -> impl Iterator<Item = Result<(Range<usize>, BatchHead), Damage>> + use<'a> {
-        let bytes = self.bytes;
-        let Range { mut start, end } = piece_range(entry);
-        std::iter::from_fn(move || {
-            if start == end {
-                return None;
-            }
-            let Some(head) = BatchHead::parse(&bytes[start..end]) else {
-                let damage = Damage::new(start as u64, "not a record batch");
-                start = end;
-                return Some(Err(damage));
-            };
-            let range = start..start + head.size;
-            start = range.end;
-            Some(Ok((range, head)))
-        })
+        let range = piece_range(entry);
+        batches_of(&self.bytes[range.clone()], range.start)
     }
 
     /// Every number in the directory makes sense, so that reading need not ask again.
@@ -401,6 +373,86 @@ impl<'a> ExtentView<'a> {
             && last.is_some();
         if fills { Ok(()) } else { wrong("runs do not fill their section") }
     }
+}
+
+/// Consecutive pieces of one run that hold what a read looks for.
+#[derive(Debug, Clone)]
+pub struct Pieces {
+    /// Not empty.
+    entries: Vec<IndexEntry>,
+    from: ReadFrom,
+    bytes_max: usize,
+}
+
+impl Pieces {
+    /// Where they are in the file.
+    pub fn range(&self) -> Range<usize> {
+        let last = &self.entries[self.entries.len() - 1];
+        piece_range(&self.entries[0]).start..piece_range(last).end
+    }
+
+    /// Finds what the read looks for in their bytes, those of [`Self::range`], which are checked.
+    pub fn find(&self, bytes: &[u8]) -> Result<Option<Range<usize>>, Damage> {
+        let place = self.range();
+        assert_eq!(bytes.len(), place.len());
+        let mut found: Option<Range<usize>> = None;
+        for entry in &self.entries {
+            if found.as_ref().is_some_and(|range| range.len() >= self.bytes_max) {
+                break;
+            }
+            let range = piece_range(entry);
+            let piece = &bytes[range.start - place.start..range.end - place.start];
+            check_piece(entry, piece)?;
+            for batch in batches_of(piece, range.start) {
+                let (range, head) = batch?;
+                let range = range.start - place.start..range.end - place.start;
+                match &mut found {
+                    Some(found) if range.end - found.start > self.bytes_max => {
+                        return Ok(Some(found.clone()));
+                    }
+                    Some(found) => found.end = range.end,
+                    None => {
+                        let fits = match self.from {
+                            ReadFrom::Offset(offset) => head.last_offset >= offset,
+                            ReadFrom::Time(time) => head.max_timestamp_ms >= time,
+                        };
+                        found = fits.then_some(range);
+                    }
+                }
+            }
+        }
+        Ok(found)
+    }
+}
+
+fn check_piece(entry: &IndexEntry, bytes: &[u8]) -> Result<(), Damage> {
+    let is_believed = mutation::is_on(Mutation::TrustExtent);
+    if crc32c::crc32c(bytes) == entry.checksum.get() || is_believed {
+        Ok(())
+    } else {
+        Err(Damage::new(entry.position.get(), "checksum of the batches is wrong"))
+    }
+}
+
+/// Walks the batches of a checked piece that begins at a position of the file.
+fn batches_of(
+    bytes: &[u8],
+    position: usize,
+) -> impl Iterator<Item = Result<(Range<usize>, BatchHead), Damage>> {
+    let mut start = 0;
+    std::iter::from_fn(move || {
+        if start == bytes.len() {
+            return None;
+        }
+        let Some(head) = BatchHead::parse(&bytes[start..]) else {
+            let damage = Damage::new((position + start) as u64, "not a record batch");
+            start = bytes.len();
+            return Some(Err(damage));
+        };
+        let range = position + start..position + start + head.size;
+        start += head.size;
+        Some(Ok((range, head)))
+    })
 }
 
 fn piece_range(entry: &IndexEntry) -> Range<usize> {
