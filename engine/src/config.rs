@@ -62,8 +62,9 @@ settings! {
         /// Whether clients see one broker (`node`) or one for each shard (`shards`).
         ///
         /// With `shards`, shard i listens on the Kafka port plus i, and clients reach the core
-        /// that owns a partition without a hop.
-        advertise: Advertise = "node";
+        /// that owns a partition without a hop. With `node` there is one port for all, which is
+        /// simpler to pass through a proxy or a port mapping, and requests hop between cores.
+        advertise: Advertise = "shards";
         /// Address for health checks and metrics, or `off`.
         admin_listen: Option<SocketAddr> = "127.0.0.1:9644";
         /// Allows listening beyond loopback.

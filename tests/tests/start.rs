@@ -128,6 +128,22 @@ fn a_taken_port_is_named_with_its_setting() {
     assert_ended(&start(directory.path(), &admin), ExitCode::PortInUse, &words);
 }
 
+#[test]
+fn the_taken_port_of_a_later_shard_is_named_with_the_way_out() {
+    let directory = scratch();
+    let is_free = |address: &SocketAddr| TcpListener::bind(address).is_ok();
+    let pair = std::iter::repeat_with(|| {
+        let taken = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
+        let address = taken.local_addr().expect("bound");
+        (SocketAddr::from((Ipv4Addr::LOCALHOST, address.port() - 1)), address, taken)
+    });
+    let (first, address, _taken) = pair.take(100).find(|(first, ..)| is_free(first)).expect("two");
+    let (first, address) = (first.to_string(), address.to_string());
+    let arguments = ["--kafka-listen", &first, "--admin-listen", "off", "--shards", "2"];
+    let words = ["kafka_listen", &address, "each shard takes one", "advertise = \"node\""];
+    assert_ended(&start(directory.path(), &arguments), ExitCode::PortInUse, &words);
+}
+
 fn free_address() -> SocketAddr {
     let free = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
     free.local_addr().expect("bound")

@@ -69,7 +69,7 @@ pub enum ServeError {
         source: Box<OpenError>,
     },
     /// A listening address.
-    #[error("{key} = {address}: {source}{}", port_advice(source))]
+    #[error("{key} = {address}: {source}{}", port_advice(key, source))]
     Listen {
         /// The setting.
         key: &'static str,
@@ -98,8 +98,15 @@ pub enum ServeError {
     },
 }
 
-fn port_advice(source: &io::Error) -> &'static str {
+/// The setting of the Kafka listeners.
+const KAFKA_LISTEN: &str = "kafka_listen";
+
+fn port_advice(key: &str, source: &io::Error) -> &'static str {
     match source.kind() {
+        io::ErrorKind::AddrInUse if key == KAFKA_LISTEN => {
+            "; stop what listens there, or choose another port (each shard takes one, from \
+             `kafka_listen` on, unless advertise = \"node\")"
+        }
         io::ErrorKind::AddrInUse => "; stop what listens there, or choose another port",
         io::ErrorKind::AddrNotAvailable => "; the machine has no such address",
         io::ErrorKind::PermissionDenied => "; ports below 1024 need a privilege",
@@ -677,7 +684,7 @@ fn bind_all(config: &Config, shard_count: u16) -> Result<Vec<Socket>, ServeError
             Ok(SocketAddr::new(base.ip(), port))
         }
     };
-    let fault = |address| move |source| ServeError::Listen { key: "kafka_listen", address, source };
+    let fault = |address| move |source| ServeError::Listen { key: KAFKA_LISTEN, address, source };
     let addresses: Vec<SocketAddr> =
         (0..shard_count).map(address_of).collect::<Result<_, ServeError>>()?;
     let mut unique = addresses.clone();
