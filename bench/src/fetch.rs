@@ -48,9 +48,12 @@ pub struct Options {
 
 /// Runs the subcommand.
 pub fn run(options: &Options) -> Result<(), String> {
-    let target = Target::open(&options.server)?;
+    let mut server = options.server.clone();
+    // Each consumer reads all partitions through one connection, as the bare `writev` is to one.
+    server.server_arg.push("--advertise=node".to_owned());
+    let target = Target::open(&server)?;
     for round in 1..=options.rounds {
-        let mut run = one(options, &target)?;
+        let mut run = one(options, &server, &target)?;
         run.round = round;
         options.output.write(&run)?;
         tell(&run);
@@ -58,7 +61,7 @@ pub fn run(options: &Options) -> Result<(), String> {
     target.close()
 }
 
-fn one(options: &Options, target: &Target) -> Result<Run, String> {
+fn one(options: &Options, server: &ServerOptions, target: &Target) -> Result<Run, String> {
     // One connection, so that requests and offsets have the same order. Batches are sent when they
     // are due: what is measured is the way from there.
     let load = LoadOptions { connections: 1, arrivals: Arrivals::Even, ..options.load.clone() };
@@ -71,7 +74,7 @@ fn one(options: &Options, target: &Target) -> Result<Run, String> {
     let mut produce = Produce::new(&shape, &leaders)?;
     let per_second = options.rate / f64::from(options.batch);
     let mut plan = load.plan(&produce, Some(per_second), IN_FLIGHT_MAX);
-    let mut run = target.describe("fetch", &options.server)?;
+    let mut run = target.describe("fetch", server)?;
     run.load = load.told(&plan, &produce, options.batch as usize, options.server.shards);
     let request = Request { records: options.batch.into(), size: produce.accepted_size() };
 

@@ -29,7 +29,7 @@ impl Pool {
     /// Empty memory with room for `size` bytes or more, starting on a block. What is not of the
     /// chunks' order of magnitude is not kept: little would hold much, or much wait for little.
     pub fn take(&mut self, size: usize) -> BytesMut {
-        if size > self.chunk_size || size < self.chunk_size / 4 {
+        if size > self.chunk_size || size < self.chunk_size / 2 {
             return blocks(BytesMut::with_capacity(size + BLOCK_SIZE));
         }
         let allocated = self.allocated();
@@ -110,7 +110,7 @@ mod tests {
     #[test]
     fn what_is_much_smaller_or_larger_is_not_kept() {
         let mut pool = Pool::new(CHUNK_SIZE);
-        for size in [1, CHUNK_SIZE / 4 - 1, CHUNK_SIZE + 1, 9 * CHUNK_SIZE] {
+        for size in [1, CHUNK_SIZE / 2 - 1, CHUNK_SIZE + 1, 9 * CHUNK_SIZE] {
             let memory = pool.take(size);
             begin(&memory);
             assert!(memory.capacity() >= size);
