@@ -50,7 +50,10 @@ pub struct Options {
 pub fn run(options: &Options) -> Result<(), String> {
     let mut server = options.server.clone();
     // Each consumer reads all partitions through one connection, as the bare `writev` is to one.
-    server.server_arg.push("--advertise=node".to_owned());
+    let is_said = server.server_arg.iter().any(|argument| argument.starts_with("--advertise"));
+    if !is_said && server.address.is_none() {
+        server.server_arg.push("--advertise=node".to_owned());
+    }
     let target = Target::open(&server)?;
     for round in 1..=options.rounds {
         let mut run = one(options, &server, &target)?;

@@ -40,7 +40,7 @@ pub struct ServerOptions {
     #[arg(long, value_enum, default_value_t = SyncMethod::Dsync)]
     pub sync: SyncMethod,
     /// One more argument for the node that is started; can be repeated
-    /// (`--server-arg=--advertise --server-arg=shards`).
+    /// (`--server-arg=--advertise --server-arg=node`).
     #[arg(long, value_name = "ARGUMENT", allow_hyphen_values = true)]
     pub server_arg: Vec<String>,
     /// Leave the directory of the node in the end.

@@ -57,7 +57,8 @@ settings! {
         /// Host, and port if it differs, that clients are told to connect to.
         ///
         /// `none` tells them the listening address. It must be set when that is all addresses
-        /// (0.0.0.0), or when a proxy, a port mapping or address translation lies between.
+        /// (0.0.0.0), or when a proxy, a port mapping or address translation lies between. The
+        /// port is that of shard 0; with `advertise = "shards"` shard i has that plus i.
         kafka_advertise_address: Option<Advertised> = "none";
         /// Whether clients see one broker (`node`) or one for each shard (`shards`).
         ///
@@ -560,6 +561,16 @@ impl Config {
             Advertise::Node => 1,
             Advertise::Shards => self.shards.resolve(),
         };
+        let advertised = self.kafka_advertise_address.as_ref().and_then(|address| address.port);
+        if advertised.is_some_and(|port| port.checked_add(count - 1).is_none()) {
+            fault(
+                "kafka_advertise_address",
+                format!(
+                    "cannot have that port: with `advertise = \"shards\"` the {count} shards are \
+                     told on consecutive ports, and the last is 65535"
+                ),
+            );
+        }
         let Some(last) = first.checked_add(count - 1) else {
             fault(
                 "kafka_listen",

@@ -169,9 +169,10 @@ fn offsets_records_and_sizes_are_told_and_deleted() {
     assert_eq!(status, 0, "{output}");
     let json = output.lines().find(|line| line.starts_with('{')).expect("a line of JSON");
     let described: serde_json::Value = serde_json::from_str(json).expect("JSON");
-    // Each shard has a directory of its own.
-    let directories = described["brokers"][0]["logDirs"].as_array().expect("a list");
-    let partitions = directories.iter().flat_map(|directory| directory["partitions"].as_array());
+    // Each shard is a broker, with a directory of its own.
+    let brokers = described["brokers"].as_array().expect("a list");
+    let directories = brokers.iter().flat_map(|broker| broker["logDirs"].as_array()).flatten();
+    let partitions = directories.flat_map(|directory| directory["partitions"].as_array());
     let sizes: Vec<_> = partitions.flatten().map(|partition| partition["size"].as_u64()).collect();
     assert_eq!(sizes.len(), 2, "{json}");
     assert!(sizes.iter().all(|size| size.is_some_and(|size| size > 0)), "{json}");

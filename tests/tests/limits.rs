@@ -607,7 +607,8 @@ fn more_connections_than_allowed_are_refused_and_the_others_go_on() {
 #[test]
 fn connections_that_come_and_go_take_no_other_with_them() {
     // Descriptors are numbers that the shards' threads share: one must not end another's socket.
-    let mut daemon = Daemon::start(Options { shards: 3, ..options(&[]) });
+    let one_port = options(&["--advertise", "node"]);
+    let mut daemon = Daemon::start(Options { shards: 3, ..one_port });
     let witness = Witness::start(daemon.kafka(), 3);
     let address = daemon.kafka();
     std::thread::scope(|scope| {
@@ -690,6 +691,9 @@ fn half_sent_large_requests_cannot_take_the_memory_of_others() {
         "32MiB",
         "--cold-read-budget",
         "8MiB",
+        // The senders are spread over both shards.
+        "--advertise",
+        "node",
     ]));
     let witness = Witness::start(daemon.kafka(), 2);
     let before = memory(&daemon);

@@ -33,8 +33,8 @@ impl Filling {
         if self.bytes.capacity() >= wanted {
             return;
         }
-        // Twice what is needed, so that a frame that grows is not copied each time.
-        let size = (wanted * 2).clamp(CHUNK_SIZE, wanted.max(4 * CHUNK_SIZE));
+        // More than is needed, so that a frame that grows is not copied each time.
+        let size = if wanted <= CHUNK_SIZE { CHUNK_SIZE } else { wanted * 2 };
         let mut larger = self.pool.take(size);
         larger.extend_from_slice(&self.bytes);
         self.bytes = larger;

@@ -80,7 +80,11 @@ impl Produce {
         addresses.sort_unstable();
         addresses.dedup();
         if shape.connections < addresses.len() {
-            return Err(format!("{} brokers want as many connections", addresses.len()));
+            let wanted = addresses.len();
+            return Err(format!(
+                "{wanted} brokers (each shard is one) want {wanted} connections or more, or a node \
+                 with --advertise node"
+            ));
         }
         let partitions_of = |address: SocketAddr| {
             let of = move |(index, leader): (usize, &SocketAddr)| {

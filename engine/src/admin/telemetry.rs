@@ -399,6 +399,11 @@ impl Telemetry {
         Arc::new(Self { about, api_names, shards, stopping: Flag::default() })
     }
 
+    /// Kafka connections of all shards.
+    pub fn connections_open(&self) -> u64 {
+        self.shards.iter().map(|shard| shard.connections_open.value()).sum()
+    }
+
     /// One shard's block, by the shard's index.
     pub fn shard(&self, index: u16) -> &ShardTelemetry {
         &self.shards[usize::from(index)]

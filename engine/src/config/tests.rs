@@ -306,6 +306,14 @@ fn settings_that_contradict_each_other_are_refused() {
         };
         check(&Given { arguments: &arguments, ..NOTHING }, expected);
     }
+    let arguments = ["--shards=4", "--kafka-advertise-address=mill:65533"];
+    check(
+        &Given { arguments: &arguments, ..NOTHING },
+        expect![[r#"
+            flag --kafka-advertise-address: `kafka_advertise_address` cannot have that port: with `advertise = "shards"` the 4 shards are told on consecutive ports, and the last is 65535
+            exit 2
+        "#]],
+    );
 }
 
 #[test]

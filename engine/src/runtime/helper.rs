@@ -11,7 +11,7 @@ use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TrySendError, bounded};
@@ -33,10 +33,10 @@ const REQUESTS_QUEUED_MAX: usize = 64;
 /// Maps that are kept open: a consumer that catches up reads one file many times.
 const MAPS_MAX: usize = 32;
 
-/// Memory of one read: what a consumer asks for by default, and pieces that are cut at both ends.
-const READ_SIZE: usize = (1 << 20) + (128 << 10);
+/// Memory of one read: what a consumer asks for by default, and blocks that are cut at both ends.
+const READ_SIZE: usize = (1 << 20) + (64 << 10);
 
-/// A thread that had nothing to do for so long gives memory back.
+/// How often memory is given back that no read has needed since the last time.
 const RELEASE_INTERVAL: Duration = Duration::from_secs(30);
 
 /// Inputs from threads that are not shards.
@@ -156,13 +156,15 @@ struct Worker {
 
 impl Worker {
     fn run(mut self) {
+        let mut next_release = Instant::now() + RELEASE_INTERVAL;
         loop {
-            let request = match self.requests.recv_timeout(RELEASE_INTERVAL) {
+            if next_release <= Instant::now() {
+                self.pool.release();
+                next_release = Instant::now() + RELEASE_INTERVAL;
+            }
+            let request = match self.requests.recv_deadline(next_release) {
                 Ok(request) => request,
-                Err(RecvTimeoutError::Timeout) => {
-                    self.pool.release();
-                    continue;
-                }
+                Err(RecvTimeoutError::Timeout) => continue,
                 Err(RecvTimeoutError::Disconnected) => return,
             };
             match request {
@@ -191,6 +193,12 @@ impl Worker {
             }
         }
     }
+}
+
+/// Part of what was read. A little of it is copied, for it would hold all the memory.
+fn answer(bytes: &Bytes, range: Range<usize>) -> Bytes {
+    let held = if bytes.len() <= READ_SIZE / 2 { bytes.len() } else { READ_SIZE.max(bytes.len()) };
+    if range.len() * 2 < held { Bytes::copy_from_slice(&bytes[range]) } else { bytes.slice(range) }
 }
 
 /// Open maps, the last used last.
@@ -234,17 +242,19 @@ impl Maps {
             ReadFrom::Time(time_ms) => Position::Time(time_ms),
         };
         let bytes_max = request.bytes_max as usize;
-        let pieces = view.locate(request.partition, from, bytes_max).map_err(corrupt)?;
-        let pieces = pieces.ok_or(ReadFault::Nothing)?;
-        let place = pieces.range();
-        let bytes = map.read(place.clone(), pool).map_err(|error| {
-            let Range { start, end } = place;
-            ReadFault::Failed(format!("{file}: bytes {start} to {end} cannot be read: {error}"))
-        })?;
-        match pieces.find(&bytes).map_err(corrupt)? {
-            Some(range) => Ok(vec![bytes.slice(range)]),
-            None => Err(ReadFault::Nothing),
+        let mut from = from;
+        while let Some(pieces) = view.locate(request.partition, from, bytes_max).map_err(corrupt)? {
+            let place = pieces.range();
+            let bytes = map.read(place.clone(), pool).map_err(|error| {
+                let Range { start, end } = place;
+                ReadFault::Failed(format!("{file}: bytes {start} to {end} cannot be read: {error}"))
+            })?;
+            if let Some(range) = pieces.find(&bytes).map_err(corrupt)? {
+                return Ok(vec![answer(&bytes, range)]);
+            }
+            from = Position::Offset(pieces.offset_end);
         }
+        Err(ReadFault::Nothing)
     }
 
     /// Reads whole files instead of keeping maps: a merge's data outlive its inputs.

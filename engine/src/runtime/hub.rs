@@ -37,8 +37,8 @@ pub struct Limits {
     pub request_size_max: usize,
     /// A connection without a request for this long is closed.
     pub connection_idle_timeout: Duration,
-    /// Connections of this shard.
-    pub connections_max: usize,
+    /// Connections of the node; shards that let one in at the same moment may go beyond by one each.
+    pub connections_max: u64,
     /// Received bytes of unfinished requests.
     pub receive_budget: usize,
     /// Bytes of responses that clients have not taken.
@@ -117,7 +117,7 @@ impl Hub {
     /// Takes a new connection, unless there are too many.
     pub(super) fn open(&mut self, socket: Socket) {
         let telemetry = self.shared.telemetry();
-        if self.connections.len() >= self.shared.limits.connections_max {
+        if self.shared.telemetry.connections_open() >= self.shared.limits.connections_max {
             telemetry.connections_refused.add(1);
             if let Some(left_out) = self.shared.admit_line() {
                 tracing::warn!(left_out, "a connection was refused: connections_max is reached");

@@ -407,8 +407,7 @@ impl Node<'_> {
         Limits {
             request_size_max: config.request_size_max.bytes() as usize,
             connection_idle_timeout: config.connection_idle_timeout,
-            connections_max: (config.connections_max as usize)
-                .div_ceil(usize::from(self.identity.shards)),
+            connections_max: u64::from(config.connections_max),
             receive_budget: config.receive_budget.bytes() as usize,
             send_budget: config.send_budget.bytes() as usize,
         }

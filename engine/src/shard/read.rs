@@ -389,8 +389,8 @@ impl Shard {
     }
 }
 
-/// Largest cold read, in bytes; a reader comes again for more. It is copied memory that waits with
-/// its answer, for as many readers as there are.
+/// Largest cold read, in bytes; a reader comes again for more. It is memory of its own that waits
+/// with its answer, for as many readers as there are.
 const COLD_READ_SIZE_MAX: u64 = 1 << 20;
 
 enum Answer {

@@ -149,6 +149,46 @@ fn reads_begin_at_the_batch_that_fits_and_end_at_a_batch() {
 }
 
 #[test]
+fn the_pieces_of_a_read_are_whole_and_fit_and_tell_what_follows() {
+    let (extent, bytes) = sample();
+    let view = ExtentView::open(&bytes).expect("whole");
+    let begin = extent.runs[1].position as usize;
+    let check = |from, bytes_max| {
+        let pieces = view.locate(partition(1), from, bytes_max).expect("whole")?;
+        let range = pieces.range();
+        let found = pieces.find(&bytes[range.clone()]).expect("whole");
+        let bases = found.map(|it| bases(&bytes, range.start + it.start..range.start + it.end));
+        Some((range.start - begin..range.end - begin, pieces.offset_end, bases))
+    };
+    use ReadFrom::{Offset, Time};
+    assert_eq!(check(Offset(15), 0), Some((0..40_000, 16, Some(vec![15]))), "one at least");
+    assert_eq!(check(Offset(10), 60_130), Some((0..40_000, 16, Some(vec![10, 15]))));
+    assert_eq!(check(Offset(10), 60_131), Some((0..60_131, 51, Some(vec![10, 15, 16, 40, 50]))));
+    assert_eq!(check(Offset(12), 20_000), Some((0..40_000, 16, Some(vec![10]))));
+    assert_eq!(check(Offset(50), 1 << 20), Some((40_000..60_131, 51, Some(vec![50]))));
+    assert_eq!(check(Time(301), 100), Some((40_000..60_131, 51, Some(vec![50]))));
+    assert_eq!(check(Offset(51), 1 << 20), None);
+}
+
+#[test]
+fn a_read_goes_on_behind_a_piece_that_ends_in_a_gap() {
+    let (_, bytes) = write(vec![run(
+        1,
+        vec![batch(0, 1, 0, 40_000), batch(7, 1, 0, 40_000), batch(8, 1, 0, 100)],
+    )]);
+    let view = ExtentView::open(&bytes).expect("whole");
+    let read = |offset, bytes_max| {
+        let range = view.read(partition(1), ReadFrom::Offset(offset), bytes_max).expect("whole");
+        bases(&bytes, range.expect("there"))
+    };
+    assert_eq!(read(3, 1), [7]);
+    assert_eq!(read(3, 40_100), [7, 8]);
+    let pieces = view.locate(partition(1), ReadFrom::Offset(3), 1).expect("whole").expect("one");
+    assert_eq!(pieces.find(&bytes[pieces.range()]), Ok(None));
+    assert_eq!(pieces.offset_end, 7);
+}
+
+#[test]
 fn a_read_touches_only_the_pieces_it_returns() {
     let (_, bytes) = sample();
     let touched = RefCell::new(Vec::new());

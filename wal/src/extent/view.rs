@@ -155,15 +155,36 @@ impl<'a> ExtentView<'a> {
         from: ReadFrom,
         bytes_max: usize,
     ) -> Result<Option<Range<usize>>, Damage> {
-        let Some(pieces) = self.locate(partition, from, bytes_max)? else { return Ok(None) };
-        let place = pieces.range();
-        touch(self.populate, place.clone())?;
-        let found = pieces.find(&self.bytes[place.clone()])?;
-        Ok(found.map(|found| place.start + found.start..place.start + found.end))
+        let mut all: Option<Range<usize>> = None;
+        let mut from = from;
+        loop {
+            let size = all.as_ref().map_or(0, Range::len);
+            let room = bytes_max.saturating_sub(size);
+            if all.is_some() && room == 0 {
+                return Ok(all);
+            }
+            let Some(pieces) = self.locate(partition, from, room)? else { return Ok(all) };
+            let place = pieces.range();
+            touch(self.populate, place.clone())?;
+            let found = pieces.find(&self.bytes[place.clone()])?;
+            let found = found.map(|found| place.start + found.start..place.start + found.end);
+            match (&mut all, found) {
+                (None, found) => all = found,
+                (Some(all), Some(found)) if found.start == all.end && found.len() <= room => {
+                    all.end = found.end;
+                }
+                (Some(_), _) => return Ok(all),
+            }
+            // What was cut inside a piece is all that fits.
+            if all.as_ref().is_some_and(|all| all.end < place.end) {
+                return Ok(all);
+            }
+            from = ReadFrom::Offset(pieces.offset_end);
+        }
     }
 
-    /// The pieces that [`Self::read`] would touch, to be read by other means. `None` if nothing fits
-    /// `from`.
+    /// The first pieces that [`Self::read`] touches, to be read by other means: as many as fit
+    /// `bytes_max`, at least one. `None` if nothing fits `from`.
     pub fn locate(
         &self,
         partition: PartitionId,
@@ -187,16 +208,17 @@ impl<'a> ExtentView<'a> {
                 index.partition_point(|entry| entry.max_timestamp_ms.get() < time)
             }
         };
-        // What is looked for may be the end of the first piece, or begin the second.
-        let bytes_wanted = bytes_max.max(1);
-        let mut behind_first = 0;
-        let wanted = index[first..].iter().enumerate().take_while(|(number, entry)| {
-            let is_wanted = behind_first < bytes_wanted;
-            behind_first += if *number > 0 { entry.size.get() as usize } else { 0 };
-            is_wanted
+        let mut size = 0;
+        let fitting = index[first..].iter().take_while(|entry| {
+            size += entry.size.get() as usize;
+            size <= bytes_max
         });
-        let entries: Vec<IndexEntry> = wanted.map(|(_, entry)| entry.clone()).collect();
-        Ok((!entries.is_empty()).then_some(Pieces { entries, from, bytes_max }))
+        let end = first + fitting.count().max(1);
+        let Some(entries) = index.get(first..end).map(<[IndexEntry]>::to_vec) else {
+            return Ok(None);
+        };
+        let offset_end = index.get(end).map_or(run.end.get(), |next| next.offset.get());
+        Ok(Some(Pieces { entries, offset_end, from, bytes_max }))
     }
 
     /// Every batch of a run with its place in the file, each after its piece was checked. Ends at
@@ -380,6 +402,8 @@ impl<'a> ExtentView<'a> {
 pub struct Pieces {
     /// Not empty.
     entries: Vec<IndexEntry>,
+    /// They hold only offsets below. If they end in a gap, what is looked for may be from here on.
+    pub offset_end: u64,
     from: ReadFrom,
     bytes_max: usize,
 }
