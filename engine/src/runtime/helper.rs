@@ -252,7 +252,7 @@ impl Maps {
             if let Some(range) = pieces.find(&bytes).map_err(corrupt)? {
                 return Ok(vec![answer(&bytes, range)]);
             }
-            from = Position::Offset(pieces.offset_end);
+            from = Position::Offset(pieces.next_offset.ok_or(ReadFault::Nothing)?);
         }
         Err(ReadFault::Nothing)
     }

@@ -158,15 +158,15 @@ fn the_pieces_of_a_read_are_whole_and_fit_and_tell_what_follows() {
         let range = pieces.range();
         let found = pieces.find(&bytes[range.clone()]).expect("whole");
         let bases = found.map(|it| bases(&bytes, range.start + it.start..range.start + it.end));
-        Some((range.start - begin..range.end - begin, pieces.offset_end, bases))
+        Some((range.start - begin..range.end - begin, pieces.next_offset, bases))
     };
     use ReadFrom::{Offset, Time};
-    assert_eq!(check(Offset(15), 0), Some((0..40_000, 16, Some(vec![15]))), "one at least");
-    assert_eq!(check(Offset(10), 60_130), Some((0..40_000, 16, Some(vec![10, 15]))));
-    assert_eq!(check(Offset(10), 60_131), Some((0..60_131, 51, Some(vec![10, 15, 16, 40, 50]))));
-    assert_eq!(check(Offset(12), 20_000), Some((0..40_000, 16, Some(vec![10]))));
-    assert_eq!(check(Offset(50), 1 << 20), Some((40_000..60_131, 51, Some(vec![50]))));
-    assert_eq!(check(Time(301), 100), Some((40_000..60_131, 51, Some(vec![50]))));
+    assert_eq!(check(Offset(15), 0), Some((0..40_000, Some(16), Some(vec![15]))), "one at least");
+    assert_eq!(check(Offset(10), 60_130), Some((0..40_000, Some(16), Some(vec![10, 15]))));
+    assert_eq!(check(Offset(10), 60_131), Some((0..60_131, None, Some(vec![10, 15, 16, 40, 50]))));
+    assert_eq!(check(Offset(12), 20_000), Some((0..40_000, Some(16), Some(vec![10]))));
+    assert_eq!(check(Offset(50), 1 << 20), Some((40_000..60_131, None, Some(vec![50]))));
+    assert_eq!(check(Time(301), 100), Some((40_000..60_131, None, Some(vec![50]))));
     assert_eq!(check(Offset(51), 1 << 20), None);
 }
 
@@ -185,7 +185,20 @@ fn a_read_goes_on_behind_a_piece_that_ends_in_a_gap() {
     assert_eq!(read(3, 40_100), [7, 8]);
     let pieces = view.locate(partition(1), ReadFrom::Offset(3), 1).expect("whole").expect("one");
     assert_eq!(pieces.find(&bytes[pieces.range()]), Ok(None));
-    assert_eq!(pieces.offset_end, 7);
+    assert_eq!(pieces.next_offset, Some(7));
+}
+
+#[test]
+fn a_read_ends_with_its_run_though_the_next_one_follows_in_the_file() {
+    let (_, bytes) =
+        write(vec![run(1, vec![batch(0, 1, 0, 100)]), run(1, vec![batch(5, 1, 0, 100)])]);
+    let view = ExtentView::open(&bytes).expect("whole");
+    let read = |offset| {
+        let range = view.read(partition(1), ReadFrom::Offset(offset), 1 << 20).expect("whole");
+        bases(&bytes, range.expect("there"))
+    };
+    assert_eq!(read(0), [0]);
+    assert_eq!(read(1), [5]);
 }
 
 #[test]

@@ -179,7 +179,8 @@ impl<'a> ExtentView<'a> {
             if all.as_ref().is_some_and(|all| all.end < place.end) {
                 return Ok(all);
             }
-            from = ReadFrom::Offset(pieces.offset_end);
+            let Some(next) = pieces.next_offset else { return Ok(all) };
+            from = ReadFrom::Offset(next);
         }
     }
 
@@ -217,8 +218,8 @@ impl<'a> ExtentView<'a> {
         let Some(entries) = index.get(first..end).map(<[IndexEntry]>::to_vec) else {
             return Ok(None);
         };
-        let offset_end = index.get(end).map_or(run.end.get(), |next| next.offset.get());
-        Ok(Some(Pieces { entries, offset_end, from, bytes_max }))
+        let next_offset = index.get(end).map(|next| next.offset.get());
+        Ok(Some(Pieces { entries, next_offset, from, bytes_max }))
     }
 
     /// Every batch of a run with its place in the file, each after its piece was checked. Ends at
@@ -402,8 +403,8 @@ impl<'a> ExtentView<'a> {
 pub struct Pieces {
     /// Not empty.
     entries: Vec<IndexEntry>,
-    /// They hold only offsets below. If they end in a gap, what is looked for may be from here on.
-    pub offset_end: u64,
+    /// Where the run goes on behind them. If they end in a gap, what is looked for may be there.
+    pub next_offset: Option<u64>,
     from: ReadFrom,
     bytes_max: usize,
 }
