@@ -141,6 +141,8 @@ pub struct Shard {
     producer_ids: catalog::ProducerIds,
     changes_open: VecDeque<catalog::OpenChange>,
     appending: Vec<Appending>,
+    /// Batches that wait for room in the log, in order.
+    for_room: VecDeque<produce::ForRoom>,
     in_flight: Vec<PartitionId>,
     barrier: VecDeque<(Sequence, Outgoing)>,
     /// In order; while there is anything, the filling frame is full and no command comes in.
@@ -202,6 +204,7 @@ impl Shard {
     /// the runtime after every batch of steps.
     pub fn flush(&mut self, now: Now, effects: &mut Vec<Effect>) {
         self.upkeep(now, effects);
+        self.admit_batches(now, effects);
         if !self.wal.is_filling_empty() {
             self.last_activity_ms = now.monotonic_ms;
         }
@@ -244,7 +247,10 @@ impl Shard {
 
     /// Whether everything begun is finished: nothing filling, in flight, or behind the barrier.
     pub fn is_quiet(&self) -> bool {
-        self.wal.is_filling_empty() && self.wal.in_flight().is_none() && self.barrier.is_empty()
+        self.wal.is_filling_empty()
+            && self.wal.in_flight().is_none()
+            && self.barrier.is_empty()
+            && self.for_room.is_empty()
     }
 
     /// The frame that says this shard ended cleanly. Only when quiet.
@@ -263,6 +269,7 @@ impl Shard {
             self.groups.next_deadline_ms(),
             self.upkeep.next_deadline_ms(self.options.scrub_rate),
             self.idle_deadline_ms(),
+            self.room_deadline_ms(),
         ]
         .into_iter()
         .flatten()
@@ -272,6 +279,10 @@ impl Shard {
     /// No more commands: whoever waits for records gets what there is.
     fn stop(&mut self, effects: &mut Vec<Effect>) {
         self.is_stopping = true;
+        for waiting in std::mem::take(&mut self.for_room) {
+            let refused = Reply::Refused(Refusal::Stopping);
+            self.hold(Outgoing::Reply(waiting.ticket, refused), effects);
+        }
         self.end_all_waits(effects);
     }
 
@@ -291,7 +302,7 @@ impl Shard {
             return self.hold(Outgoing::Reply(ticket, Reply::Refused(Refusal::Stopping)), effects);
         }
         let reply = match command {
-            Command::Produce(produce) => self.produce(now, produce),
+            Command::Produce(produce) => return self.on_produce(now, ticket, produce, effects),
             Command::Fetch(fetch) => return self.fetch(now, ticket, fetch, effects),
             Command::ListOffsets(queries) => {
                 return self.list_offsets(ticket, queries, effects);
@@ -306,10 +317,6 @@ impl Shard {
             }
             Command::Group(command) => return self.ask_groups(now, ticket, command, effects),
         };
-        let is_early = mutation::is_on(Mutation::AnswerDuplicateEarly);
-        if is_early && matches!(reply, Reply::Produce(_)) && self.wal.is_filling_empty() {
-            return self.release(Outgoing::Reply(ticket, reply), effects);
-        }
         self.hold(Outgoing::Reply(ticket, reply), effects);
     }
 
@@ -474,6 +481,7 @@ impl Shard {
     fn on_cancel(&mut self, now: Now, ticket: Ticket, effects: &mut Vec<Effect>) {
         let mut has_waited = self.readers.remove(ticket).is_some();
         has_waited |= self.queries.remove(&ticket).is_some();
+        has_waited |= self.forget_batches(ticket);
         let mut outcome = Outcome::default();
         has_waited |= self.groups.cancel(now, ticket, &mut outcome);
         self.settle_outcome(outcome, effects);

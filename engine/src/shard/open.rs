@@ -3,7 +3,7 @@
 //! Keyed state comes from the snapshot, the delta files and the frames, in that order; the parts
 //! are built from it afterwards. Records come from the frames alone. No user code runs.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 
 use tidemill_wal::commit::{Log as Wal, LogOptions};
 use tidemill_wal::disk::{DirectoryError, DiskFault, DiskOp, Storage};
@@ -199,6 +199,7 @@ impl Shard {
             producer_ids: ProducerIds::default(),
             changes_open: Default::default(),
             appending: Vec::new(),
+            for_room: VecDeque::new(),
             in_flight: Vec::new(),
             barrier: Default::default(),
             deferred: Default::default(),

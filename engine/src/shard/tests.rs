@@ -16,7 +16,7 @@ use crate::command::{
     CatalogCommand, Command, CommittedOffset, Fetch, FetchPartition, GroupCommand, GroupReply,
     Join, MemberRef, NewTopic, OffsetCommit, Produce, Refusal, Reply, Sync, Ticket,
 };
-use crate::effect::{Effect, Input, Now};
+use crate::effect::{Effect, Input, JobId, Now};
 use crate::group::GroupLimits;
 
 struct World {
@@ -27,6 +27,9 @@ struct World {
     replies: BTreeMap<u64, Reply>,
     next_ticket: u64,
     frames: usize,
+    /// Jobs of the disk are not done until they are let go.
+    holds_jobs: bool,
+    held: Vec<(JobId, Vec<DiskOp>)>,
 }
 
 fn options() -> ShardOptions {
@@ -68,7 +71,9 @@ impl World {
         let now = Now { monotonic_ms: 0, wall_ms: 1_700_000_000_000 };
         let opened = Shard::open(&mut disk, options(), now, &mut |_| {}).expect("a good disk");
         let (inbox, replies) = (VecDeque::new(), BTreeMap::new());
-        Self { disk, shard: opened.shard, now, inbox, replies, next_ticket, frames: 0 }
+        let shard = opened.shard;
+        let (frames, holds_jobs, held) = (0, false, Vec::new());
+        Self { disk, shard, now, inbox, replies, next_ticket, frames, holds_jobs, held }
     }
 
     /// The power goes and comes back.
@@ -129,6 +134,7 @@ impl World {
                 self.disk.perform(&DiskOp::Write { file, offset, pieces }).expect("room");
                 self.inbox.push_front(Input::Durable(write.sequence));
             }
+            Effect::Disk { job, ops } if self.holds_jobs => self.held.push((job, ops)),
             Effect::Disk { job, ops } => {
                 let result = ops.iter().try_for_each(|op| self.disk.perform(op));
                 self.inbox.push_back(Input::DiskDone { job, result });
@@ -146,6 +152,15 @@ impl World {
                 panic!("not in these tests: {effect:?}")
             }
         }
+    }
+
+    /// The disk does its work again, and what it was asked meanwhile.
+    fn let_jobs_go(&mut self) {
+        self.holds_jobs = false;
+        for (job, ops) in std::mem::take(&mut self.held) {
+            self.perform(Effect::Disk { job, ops });
+        }
+        self.run();
     }
 
     fn make_topic(&mut self) -> TopicId {
@@ -334,4 +349,53 @@ fn what_is_deleted_before_it_settles_makes_room_on_a_full_disk() {
     assert_eq!(produce(&mut world), Ok(end));
     let mut world = world.restart();
     assert_eq!(produce(&mut world), Ok(end + 1));
+}
+
+#[test]
+fn batches_wait_in_order_for_room_that_settling_makes_and_are_refused_after_a_while() {
+    let mut world = World::new();
+    let partition = PartitionId { topic: world.make_topic(), index: 0 };
+    let produce = || {
+        let mut builder = BatchBuilder::new();
+        let value = vec![7; 1000 << 10];
+        builder.push(NewRecord { value: Some(&value), ..NewRecord::default() });
+        Command::Produce(Produce { batches: vec![(partition, builder.build())] })
+    };
+    let offset = |world: &mut World, ticket: Ticket| match world.replies.remove(&ticket.id) {
+        Some(Reply::Produce(results)) => Some(results[0].map(|appended| appended.base_offset)),
+        Some(Reply::Refused(refusal)) => Some(Err(refusal)),
+        None => None,
+        Some(other) => panic!("{other:?}"),
+    };
+    let mut end = 0;
+    for round in 0..2 {
+        world.holds_jobs = true;
+        let first = loop {
+            let ticket = world.ask(produce());
+            match offset(&mut world, ticket) {
+                Some(result) => assert_eq!(result, Ok(end)),
+                None => break ticket,
+            }
+            end += 1;
+        };
+        let [cancelled, last] = [(); 2].map(|()| world.ask(produce()));
+        let other = world.answer(Command::DescribeStorage);
+        assert!(matches!(other, Reply::DescribeStorage(_)), "others do not wait: {other:?}");
+        world.inbox.push_back(Input::Cancel(cancelled));
+        world.run();
+        assert_eq!(offset(&mut world, cancelled), Some(Err(Refusal::Busy)));
+        world.now.monotonic_ms = world.shard.room_deadline_ms().expect("some wait") - 1;
+        world.run();
+        assert_eq!((offset(&mut world, first), offset(&mut world, last)), (None, None));
+        let expected = if round == 0 {
+            world.let_jobs_go();
+            [end, end + 1].map(|offset| Some(Ok(offset)))
+        } else {
+            world.now.monotonic_ms += 1;
+            world.run();
+            [Some(Err(Refusal::Busy)); 2]
+        };
+        assert_eq!([first, last].map(|ticket| offset(&mut world, ticket)), expected);
+        end += 2;
+    }
 }
