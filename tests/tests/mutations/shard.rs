@@ -169,8 +169,19 @@ pub fn a_full_log_takes_deletions() {
     let partition = node.make_topic("a", &[]);
     // Nothing that was begun ends: the log fills up.
     node.holds = is_job;
-    let refused = (0..BATCHES_MAX)
-        .find_map(|sequence| node.produce(partition, batch_of(0, sequence, 3000)).err());
+    let refused = (0..BATCHES_MAX).find_map(|sequence| {
+        let batches = vec![(partition, batch_of(0, sequence, 3000))];
+        let ticket = node.ask(Command::Produce(Produce { batches }));
+        let reply = node.reply(ticket).or_else(|| {
+            // It waits for room, and not for ever.
+            node.pass(5_000);
+            node.reply(ticket)
+        });
+        match reply {
+            Some(Reply::Produce(results)) => results[0].err(),
+            reply => panic!("{reply:?}"),
+        }
+    });
     assert_eq!(refused, Some(Refusal::Busy));
     let delete = CatalogCommand::DeleteTopics(vec![partition.topic]);
     let deleted = node.answer(Command::Catalog(delete));
