@@ -381,8 +381,9 @@ pub fn scratch() -> PathBuf {
     scratch
 }
 
-/// A block of ports that nobody listens on: the first for Kafka, the last for the admin interface.
-fn free_ports() -> (SocketAddr, SocketAddr) {
+/// A block of ports that nobody listens on: the first for Kafka, where more follow for more shards,
+/// the last for the admin interface. The kernel gives none of them to connections by itself.
+pub fn free_ports() -> (SocketAddr, SocketAddr) {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     let blocks = (PORTS.end - PORTS.start) / PORTS_PER_DAEMON;
     // Test processes that run side by side start at different blocks.

@@ -13,7 +13,7 @@ use tempfile::TempDir;
 use tidemill::exit_code::ExitCode;
 use tidemill::kafka::error_code::ErrorCode;
 use tidemill::kafka::messages::{DeleteTopic, DeleteTopicsRequest};
-use tidemill_tests::daemon::{Daemon, Options, binary};
+use tidemill_tests::daemon::{Daemon, Options, binary, free_ports};
 use tidemill_tests::launch::{Ended, isolate, run, tidemill};
 use tidemill_tests::note;
 use tidemill_tests::peer::{Peer, batch_of, crc32c};
@@ -117,36 +117,30 @@ fn a_listener_beyond_loopback_wants_a_trusted_network() {
 #[test]
 fn a_taken_port_is_named_with_its_setting() {
     let directory = scratch();
-    let taken = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
-    let address = taken.local_addr().expect("bound").to_string();
-    let elsewhere = free_address().to_string();
-    let kafka = ["--kafka-listen", &address, "--admin-listen", &elsewhere];
-    let words = ["kafka_listen", &address, "stop what listens there"];
-    assert_ended(&start(directory.path(), &kafka), ExitCode::PortInUse, &words);
-    let admin = ["--admin-listen", &address, "--kafka-listen", &elsewhere];
-    let words = ["admin_listen", &address, "stop what listens there"];
-    assert_ended(&start(directory.path(), &admin), ExitCode::PortInUse, &words);
+    let (first, second) = free_ports();
+    for (setting, address, other) in
+        [("kafka_listen", first, second), ("admin_listen", second, first)]
+    {
+        let _taken = TcpListener::bind(address).expect("free");
+        let (kafka, admin) =
+            if setting == "kafka_listen" { (address, other) } else { (other, address) };
+        let (kafka, admin) = (kafka.to_string(), admin.to_string());
+        let arguments = ["--kafka-listen", &kafka, "--admin-listen", &admin];
+        let words = [setting, &address.to_string(), "stop what listens there"];
+        assert_ended(&start(directory.path(), &arguments), ExitCode::PortInUse, &words);
+    }
 }
 
 #[test]
 fn the_taken_port_of_a_later_shard_is_named_with_the_way_out() {
     let directory = scratch();
-    let is_free = |address: &SocketAddr| TcpListener::bind(address).is_ok();
-    let pair = std::iter::repeat_with(|| {
-        let taken = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
-        let address = taken.local_addr().expect("bound");
-        (SocketAddr::from((Ipv4Addr::LOCALHOST, address.port() - 1)), address, taken)
-    });
-    let (first, address, _taken) = pair.take(100).find(|(first, ..)| is_free(first)).expect("two");
-    let (first, address) = (first.to_string(), address.to_string());
+    let (first, _) = free_ports();
+    let later = SocketAddr::from((Ipv4Addr::LOCALHOST, first.port() + 1));
+    let _taken = TcpListener::bind(later).expect("free");
+    let (first, later) = (first.to_string(), later.to_string());
     let arguments = ["--kafka-listen", &first, "--admin-listen", "off", "--shards", "2"];
-    let words = ["kafka_listen", &address, "each shard takes one", "advertise = \"node\""];
+    let words = ["kafka_listen", &later, "each shard takes one", "advertise = \"node\""];
     assert_ended(&start(directory.path(), &arguments), ExitCode::PortInUse, &words);
-}
-
-fn free_address() -> SocketAddr {
-    let free = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
-    free.local_addr().expect("bound")
 }
 
 #[test]
@@ -156,7 +150,8 @@ fn a_directory_belongs_to_one_process_which_goes_on() {
     peer.make_topic("kept", 1);
     peer.append("kept", 0, batch_of(b"before"));
     let data = daemon.data_dir().display().to_string();
-    let (kafka, admin) = (free_address().to_string(), free_address().to_string());
+    let (kafka, admin) = free_ports();
+    let (kafka, admin) = (kafka.to_string(), admin.to_string());
     let arguments = ["--data-dir", &data, "--kafka-listen", &kafka, "--admin-listen", &admin];
     let ended = start(daemon.data_dir(), &arguments);
     assert_ended(&ended, ExitCode::DirectoryInUse, &["shard-0000", "in use by another process"]);
@@ -184,8 +179,8 @@ fn a_file_system_without_direct_io_is_refused() {
     let script = "mount -t ramfs ramfs ramfs && echo mounted >&2 && exec \"$0\" \"$@\"";
     command.args(["--map-root-user", "--mount", "sh", "-c", script]).arg(binary());
     command.args(["serve", "--data-dir", "ramfs", "--shards", "1"]);
-    command.args(["--kafka-listen", &free_address().to_string()]);
-    command.args(["--admin-listen", &free_address().to_string()]);
+    let (kafka, admin) = free_ports();
+    command.args(["--kafka-listen", &kafka.to_string(), "--admin-listen", &admin.to_string()]);
     let ended = run(command);
     if !ended.text.starts_with("mounted") {
         note::skipped("a file system without O_DIRECT", &ended.text);
@@ -234,7 +229,7 @@ fn forbidden_io_uring_names_the_seccomp_setting() {
     ] {
         let directory = scratch();
         let mut command = tidemill(directory.path());
-        command.args(["--kafka-listen", &free_address().to_string(), "--admin-listen", "off"]);
+        command.args(["--kafka-listen", &free_ports().0.to_string(), "--admin-listen", "off"]);
         forbid_io_uring(&mut command, error);
         assert_ended(&run(command), ExitCode::IoUringMissing, &["io_uring", word]);
         assert!(contents(directory.path()).is_empty(), "nothing is made");
@@ -464,7 +459,7 @@ fn less_lockable_memory_than_io_uring_needs_is_said() {
     let mut command = Command::new(program);
     isolate(&mut command, &user.scratch);
     command.args(arguments).args(["--admin-listen", "off"]);
-    command.args(["--kafka-listen", &free_address().to_string()]);
+    command.args(["--kafka-listen", &free_ports().0.to_string()]);
     let ended = run(command);
     assert_ended(&ended, ExitCode::Other, &["lock 65536 bytes", "ulimit -l", "LimitMEMLOCK"]);
 }
