@@ -1,6 +1,7 @@
 //! A Kafka client that waits for each answer: for what has to be set up before anything is
 //! measured.
 
+use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
@@ -42,6 +43,17 @@ pub struct Client {
 /// Where the partitions of a topic are led, by index.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Leaders(pub Vec<SocketAddr>);
+
+impl Leaders {
+    /// Each broker with the partitions that it leads.
+    pub fn brokers(&self) -> BTreeMap<SocketAddr, Vec<u32>> {
+        let mut brokers: BTreeMap<SocketAddr, Vec<u32>> = BTreeMap::new();
+        for (partition, leader) in self.0.iter().enumerate() {
+            brokers.entry(*leader).or_default().push(partition as u32);
+        }
+        brokers
+    }
+}
 
 impl Client {
     /// Connects.

@@ -73,7 +73,7 @@ pub struct Options {
     #[arg(long, default_value = "5ms", value_parser = parse_seconds)]
     pub bound: Duration,
     /// Where that search ends, in records a second.
-    #[arg(long, default_value = "4000000", value_parser = parse_rate)]
+    #[arg(long, default_value = "16000000", value_parser = parse_rate)]
     pub sweep_max: f64,
     /// Bytes of a record.
     #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]

@@ -1,20 +1,21 @@
 //! `tidemill-bench fetch`: consumers at the tail, from the time that a record was due at the
 //! producer until each consumer has it; and a bare `writev` of the same bytes to as many sockets,
-//! which is the least that serving them can cost.
+//! which is the least that serving them can cost: unasked, and where each answer is asked for.
 //!
-//! Three parts a round: producing alone, producing with consumers, the bare `writev`. What the
+//! Four parts a round: producing alone, producing with consumers, the bare `writev` twice. What the
 //! consumers cost the server is the second without the first.
 
 mod bare;
 mod consumers;
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use clap::Args;
 use hdrhistogram::Histogram;
 
-use self::bare::Bare;
-use self::consumers::{Arrival, Consumers};
+use self::bare::{Bare, Writes};
+use self::consumers::{Arrival, Asking, Consumers, Route};
 use crate::client::Client;
 use crate::latency::parse_rate;
 use crate::load::kafka::Produce;
@@ -48,15 +49,10 @@ pub struct Options {
 
 /// Runs the subcommand.
 pub fn run(options: &Options) -> Result<(), String> {
-    let mut server = options.server.clone();
-    // Each consumer reads all partitions through one connection, as the bare `writev` is to one.
-    let is_said = server.server_arg.iter().any(|argument| argument.starts_with("--advertise"));
-    if !is_said && server.address.is_none() {
-        server.server_arg.push("--advertise=node".to_owned());
-    }
-    let target = Target::open(&server)?;
+    let server = &options.server;
+    let target = Target::open(server)?;
     for round in 1..=options.rounds {
-        let mut run = one(options, &server, &target)?;
+        let mut run = one(options, server, &target)?;
         run.round = round;
         options.output.write(&run)?;
         tell(&run);
@@ -65,15 +61,15 @@ pub fn run(options: &Options) -> Result<(), String> {
 }
 
 fn one(options: &Options, server: &ServerOptions, target: &Target) -> Result<Run, String> {
-    // One connection, so that requests and offsets have the same order. Batches are sent when they
-    // are due: what is measured is the way from there.
-    let load = LoadOptions { connections: 1, arrivals: Arrivals::Even, ..options.load.clone() };
-    let mut shape = load.shape(options.batch as usize);
+    let mut shape = options.load.shape(options.batch as usize);
     shape.topic = format!("{}-{:08x}", shape.topic, crate::random() as u32);
-    let leaders = target.make_topic(&shape.topic, load.partitions, &[])?;
-    if leaders.0.iter().any(|leader| *leader != leaders.0[0]) {
-        return Err("fetch wants one address for all partitions: --advertise node".to_owned());
-    }
+    let leaders = target.make_topic(&shape.topic, options.load.partitions, &[])?;
+    let brokers = leaders.brokers();
+    // One connection to each broker, so that requests and offsets have the same order. Batches are
+    // sent when they are due: what is measured is the way from there.
+    shape.connections = brokers.len();
+    let connections = brokers.len() as u32;
+    let load = LoadOptions { connections, arrivals: Arrivals::Even, ..options.load.clone() };
     let mut produce = Produce::new(&shape, &leaders)?;
     let per_second = options.rate / f64::from(options.batch);
     let mut plan = load.plan(&produce, Some(per_second), IN_FLIGHT_MAX);
@@ -87,11 +83,13 @@ fn one(options: &Options, server: &ServerOptions, target: &Target) -> Result<Run
     plan.clock = Some(clock);
     let mut client = Client::open(target.address()).map_err(|error| error.to_string())?;
     let ends = client.ends(&shape.topic, load.partitions)?;
-    let consumers = Consumers::start(
-        vec![target.address(); options.consumers as usize],
-        Some((shape.topic.clone(), ends.clone())),
-        clock,
-    )?;
+    let route = |(address, partitions): (&SocketAddr, &Vec<u32>)| Route {
+        address: *address,
+        offsets: partitions.iter().map(|index| (*index, ends[*index as usize])).collect(),
+    };
+    let consumer: Vec<Route> = brokers.iter().map(route).collect();
+    let routes = vec![consumer; options.consumers as usize].concat();
+    let consumers = Consumers::start(routes.clone(), Asking::Follow(shape.topic.clone()), clock)?;
     produce.elsewhere();
     let measured = target.measure(&plan, &mut produce, request, &mut |_| ())?;
     if alone.refused + measured.refused > 0 {
@@ -99,7 +97,7 @@ fn one(options: &Options, server: &ServerOptions, target: &Target) -> Result<Run
             "requests were refused, so offsets do not tell when a record was due".to_owned()
         );
     }
-    let due = Due { partitions: load.partitions.into(), records: options.batch.into(), ends };
+    let due = Due { produce: &produce, records: options.batch.into(), ends: &ends };
     let wanted = measured.requests * u64::from(options.consumers);
     let consumed = consumers.finish(client.ends(&shape.topic, load.partitions)?)?;
     let (latency, deliveries) = due.latencies(&consumed.arrivals, &measured, &plan);
@@ -108,15 +106,26 @@ fn one(options: &Options, server: &ServerOptions, target: &Target) -> Result<Run
         run.notes.push(format!("{missing} of {wanted} deliveries had not come in the end"));
     }
 
-    let bare = Bare::start(options.consumers as usize, produce.batch(0), &shape.topic, per_second)?;
-    let reading = Consumers::start(vec![bare.address(); options.consumers as usize], None, clock)?;
-    let bare_done = bare.serve(plan.duration)?;
-    let bare_consumed = reading.finish(Vec::new())?;
+    let bare = |writes, asking| {
+        let connections = (options.consumers as usize, brokers.len());
+        let bare = Bare::start(connections, produce.batch(0), &shape.topic, per_second)?;
+        let to_it = |route: &Route| Route { address: bare.address(), ..route.clone() };
+        let reading = Consumers::start(routes.iter().map(to_it).collect(), asking, clock)?;
+        let done = bare.serve(writes, plan.duration)?;
+        reading.finish(Vec::new())?;
+        Ok::<_, String>(done)
+    };
+    let unasked = bare(Writes::Unasked, Asking::Nothing)?;
+    let asked = bare(Writes::Asked, Asking::Repeat(shape.topic.clone()))?;
 
     run.result = measured;
     let acknowledged = std::mem::replace(&mut run.result.latency, latency);
     run.result.series.clear();
-    figures(&mut run, &alone, &consumed, &bare_done, bare_consumed.bytes, options.consumers);
+    // Answers before the measured time are in the consumers' count, and not in the server's time.
+    let whole = plan.warm_up + plan.duration;
+    let responses = consumed.responses as f64 * plan.duration.as_secs_f64() / whole.as_secs_f64();
+    let serving = Serving { consumed: &consumed, responses, consumers: options.consumers };
+    figures(&mut run, &alone, &serving, &unasked, &asked);
     run.figures.insert("produce_p50_us".to_owned(), acknowledged.percentiles.p50);
     run.figures.insert("produce_p99_us".to_owned(), acknowledged.percentiles.p99);
     run.notes.push(
@@ -125,52 +134,62 @@ fn one(options: &Options, server: &ServerOptions, target: &Target) -> Result<Run
     Ok(run)
 }
 
-/// What serving consumers cost, beside the least.
+/// What consumers did.
+struct Serving<'a> {
+    consumed: &'a consumers::Consumed,
+    /// Answers in the measured time.
+    responses: f64,
+    consumers: u32,
+}
+
+/// What serving consumers cost, beside the least: unasked, and by requests.
 fn figures(
     run: &mut Run,
     alone: &Measured,
-    consumed: &consumers::Consumed,
-    bare: &bare::Done,
-    bare_bytes: u64,
-    consumers: u32,
+    serving: &Serving<'_>,
+    unasked: &bare::Done,
+    asked: &bare::Done,
 ) {
     let both = run.result.cost.server_cpu_seconds;
     let extra = both.zip(alone.cost.server_cpu_seconds).map(|(both, alone)| both - alone);
-    // The measured time alone, as the server's; the consumers' own figures include the warm-up.
-    let bare_cpu = bare.cpu_seconds;
+    let consumed = serving.consumed;
+    let ratio = |server: Option<f64>, bare: f64| server.filter(|_| bare > 0.0).map(|it| it / bare);
+    let each = |done: &bare::Done| done.cpu_seconds / (done.calls as f64).max(1.0);
+    let answer = extra.map(|extra| extra / serving.responses.max(1.0));
     let figures = [
-        ("consumers", Some(f64::from(consumers))),
+        ("consumers", Some(f64::from(serving.consumers))),
         ("consumed_bytes", Some(consumed.bytes as f64)),
         ("consumed_records", Some(consumed.records as f64)),
         ("fetch_responses", Some(consumed.responses as f64)),
         ("consumer_cpu_seconds", Some(consumed.cpu_seconds)),
         ("server_cpu_seconds_producing_alone", alone.cost.server_cpu_seconds),
         ("server_cpu_seconds_for_consumers", extra),
-        ("bare_writev_cpu_seconds", Some(bare_cpu)),
-        ("bare_writev_bytes", Some(bare_bytes as f64)),
-        ("bare_writev_calls", Some(bare.calls as f64)),
-        ("cpu_ratio_to_bare_writev", extra.filter(|_| bare_cpu > 0.0).map(|it| it / bare_cpu)),
-        (
-            "cpu_ratio_to_bare_writev_with_producing",
-            both.filter(|_| bare_cpu > 0.0).map(|both| both / bare_cpu),
-        ),
+        ("server_cpu_us_per_answer", answer.map(|it| it * 1e6)),
+        ("bare_writev_cpu_seconds", Some(unasked.cpu_seconds)),
+        ("bare_writev_calls", Some(unasked.calls as f64)),
+        ("bare_writev_cpu_us_per_answer", Some(each(unasked) * 1e6)),
+        ("bare_asked_calls", Some(asked.calls as f64)),
+        ("bare_asked_cpu_us_per_answer", Some(each(asked) * 1e6)),
+        ("cpu_ratio_to_bare_writev", ratio(extra, unasked.cpu_seconds)),
+        ("cpu_ratio_to_bare_writev_with_producing", ratio(both, unasked.cpu_seconds)),
+        ("cpu_ratio_to_bare_asked", ratio(answer, each(asked))),
     ];
     run.figures
         .extend(figures.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))));
 }
 
 /// Which request an offset is of, and so when it was due.
-struct Due {
-    partitions: u64,
+struct Due<'a> {
+    produce: &'a Produce,
     records: u64,
     /// Where each partition ended before the first request.
-    ends: Vec<u64>,
+    ends: &'a [u64],
 }
 
-impl Due {
+impl Due<'_> {
     fn request(&self, partition: u32, base_offset: u64) -> Option<u64> {
         let since = base_offset.checked_sub(*self.ends.get(partition as usize)?)?;
-        Some(since / self.records * self.partitions + u64::from(partition))
+        self.produce.number(partition, since / self.records)
     }
 
     /// Of all deliveries whose request was due in the measured time.
@@ -218,6 +237,12 @@ fn tell(run: &Run) {
         figure("bare_writev_cpu_seconds"),
         figure("cpu_ratio_to_bare_writev"),
     );
+    eprintln!(
+        "  us an answer: {:.2}, {:.2} bare writev after a read of the request: ratio {:.2}",
+        figure("server_cpu_us_per_answer"),
+        figure("bare_asked_cpu_us_per_answer"),
+        figure("cpu_ratio_to_bare_asked"),
+    );
     for note in &run.notes {
         eprintln!("  {note}");
     }
@@ -228,14 +253,30 @@ const CATCH_UP: Duration = Duration::from_secs(30);
 
 #[cfg(test)]
 mod tests {
+    use tidemill::batch::Compression;
+
     use super::*;
+    use crate::client::Leaders;
+    use crate::load::kafka::Shape;
 
     #[test]
     fn an_offset_tells_its_request() {
-        let due = Due { partitions: 3, records: 10, ends: vec![100, 200, 300] };
-        let requests = [(0, 100), (1, 200), (2, 300), (0, 110), (2, 310)];
+        let at = |port| SocketAddr::from(([127, 0, 0, 1], port));
+        // The first and the last partition on the first broker, whose connection is number zero.
+        let leaders = Leaders(vec![at(1), at(2), at(1)]);
+        let shape = Shape {
+            topic: "t".to_owned(),
+            record_size: 1,
+            records: 10,
+            keys: 0,
+            compression: Compression::None,
+            connections: 2,
+        };
+        let produce = Produce::new(&shape, &leaders).expect("good");
+        let due = Due { produce: &produce, records: 10, ends: &[100, 200, 300] };
+        let requests = [(0, 100), (1, 200), (2, 300), (1, 210), (0, 110), (2, 310)];
         let found = requests.map(|(partition, offset)| due.request(partition, offset));
-        assert_eq!(found, [Some(0), Some(1), Some(2), Some(3), Some(5)]);
+        assert_eq!(found, [0, 1, 2, 3, 4, 6].map(Some));
         assert_eq!(due.request(1, 199), None, "from before");
         assert_eq!(due.request(3, 0), None, "no such partition");
     }

@@ -1,11 +1,14 @@
 //! The least that serving a batch can cost: one `writev` of an answer's header and the batch for
-//! each consumer, at the times when batches come, by one thread that does nothing else.
+//! each consumer, at the times when batches come, by one thread that does nothing else. And the
+//! least where consumers ask, as Kafka's do: the same after one read of a request.
 
-use std::io::{self, IoSlice, Write};
+use std::io::{self, IoSlice, Read, Write};
+use std::mem::MaybeUninit;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
 
 use bytes::Bytes;
+use socket2::SockRef;
 use tidemill::kafka::error_code::ErrorCode;
 use tidemill::kafka::frame::encode_response;
 use tidemill::kafka::messages::{
@@ -16,11 +19,15 @@ use tidemill::kafka::wire::Records;
 use super::consumers::FETCH_VERSION;
 use crate::load::{Arrivals, Clock, Poll, Schedule, thread_cpu_seconds, wake_on_time};
 
+/// Room for a request: a fetch of some partitions of one topic.
+const REQUEST_SIZE_MAX: usize = 16 << 10;
+
 /// Waits for its consumers.
 pub struct Bare {
     listener: TcpListener,
     address: SocketAddr,
-    consumers: usize,
+    connections: usize,
+    brokers: usize,
     answer: Bytes,
     batch: Bytes,
     per_second: f64,
@@ -35,10 +42,20 @@ pub struct Done {
     pub calls: u64,
 }
 
+/// What a `writev` waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Writes {
+    /// For the time of a batch alone.
+    Unasked,
+    /// For a request as well, which is read and not looked at. A consumer that has not asked yet
+    /// gets nothing at that time.
+    Asked,
+}
+
 impl Bare {
-    /// Listens.
+    /// Listens for as many connections of each consumer as there are brokers.
     pub fn start(
-        consumers: usize,
+        (consumers, brokers): (usize, usize),
         batch: Bytes,
         topic: &str,
         per_second: f64,
@@ -57,7 +74,8 @@ impl Bare {
         };
         let response = FetchResponse { responses: vec![topic], ..FetchResponse::default() };
         let answer = encode_response::<FetchRequest>(FETCH_VERSION, 0, &response).concat();
-        Ok(Self { listener, address, consumers, answer, batch, per_second })
+        let connections = consumers * brokers;
+        Ok(Self { listener, address, connections, brokers, answer, batch, per_second })
     }
 
     /// Where.
@@ -66,9 +84,9 @@ impl Bare {
     }
 
     /// Sends for a time.
-    pub fn serve(self, duration: Duration) -> Result<Done, String> {
+    pub fn serve(self, writes: Writes, duration: Duration) -> Result<Done, String> {
         let accept = || self.listener.accept().map(|(stream, _)| stream);
-        let streams: io::Result<Vec<TcpStream>> = (0..self.consumers).map(|_| accept()).collect();
+        let streams: io::Result<Vec<TcpStream>> = (0..self.connections).map(|_| accept()).collect();
         let mut streams = streams.map_err(|error| error.to_string())?;
         for stream in &streams {
             stream.set_nodelay(true).map_err(|error| error.to_string())?;
@@ -78,7 +96,7 @@ impl Bare {
         let clock = Clock::start();
         let mut schedule = Schedule::new(self.per_second, Arrivals::Even, 0);
         let began = thread_cpu_seconds();
-        let mut calls = 0;
+        let (mut calls, mut batches) = (0, 0);
         // The batch lies in the middle of the answer; it is sent from its own memory, as a server
         // that copies nothing sends it.
         let at = find(&self.answer, &self.batch);
@@ -91,13 +109,36 @@ impl Bare {
                 continue;
             }
             schedule.advance();
-            for stream in &mut streams {
+            // Each consumer gets it from the broker that leads its partition.
+            for stream in streams.iter_mut().skip(batches % self.brokers).step_by(self.brokers) {
+                if writes == Writes::Asked && !has_asked(stream).map_err(|it| it.to_string())? {
+                    continue;
+                }
                 let pieces = [head, &self.batch, tail].map(IoSlice::new);
                 write_all(stream, pieces).map_err(|error| error.to_string())?;
                 calls += 1;
             }
+            batches += 1;
         }
-        Ok(Done { cpu_seconds: thread_cpu_seconds() - began, calls })
+        let cpu_seconds = thread_cpu_seconds() - began;
+        if writes == Writes::Asked {
+            // Their last requests, so that closing does not reset what they have not read yet.
+            for stream in &mut streams {
+                stream.read(&mut [0; REQUEST_SIZE_MAX]).map_err(|error| error.to_string())?;
+            }
+        }
+        Ok(Done { cpu_seconds, calls })
+    }
+}
+
+/// Reads a request, if one is there. One read takes it: it was sent by one write, and it is alone.
+fn has_asked(stream: &TcpStream) -> io::Result<bool> {
+    let mut request = [MaybeUninit::uninit(); REQUEST_SIZE_MAX];
+    match SockRef::from(stream).recv_with_flags(&mut request, libc::MSG_DONTWAIT) {
+        Ok(0) => Err(io::ErrorKind::UnexpectedEof.into()),
+        Ok(_) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
+        Err(error) => Err(error),
     }
 }
 

@@ -55,6 +55,26 @@ pub struct Consumed {
     pub cpu_seconds: f64,
 }
 
+/// What consumers ask for.
+#[derive(Debug, Clone)]
+pub enum Asking {
+    /// Partitions of a topic. Offsets have to follow each other.
+    Follow(String),
+    /// The same in words and bytes, of one that answers with whatever it has.
+    Repeat(String),
+    /// Nothing: they take what comes.
+    Nothing,
+}
+
+/// A connection: where to, and with which partitions from which offsets on.
+#[derive(Debug, Clone)]
+pub struct Route {
+    /// The broker.
+    pub address: SocketAddr,
+    /// Its partitions, with the next offset of each.
+    pub offsets: Vec<(u32, u64)>,
+}
+
 /// The thread.
 pub struct Consumers {
     stop: UnixStream,
@@ -63,16 +83,11 @@ pub struct Consumers {
 }
 
 impl Consumers {
-    /// Connects. With a topic, each asks for it from these offsets on; without,
-    /// it takes what comes.
-    pub fn start(
-        addresses: Vec<SocketAddr>,
-        route: Option<(String, Vec<u64>)>,
-        clock: Clock,
-    ) -> Result<Self, String> {
+    /// Connects, and asks.
+    pub fn start(routes: Vec<Route>, asking: Asking, clock: Clock) -> Result<Self, String> {
         let (stop, stopped) = UnixStream::pair().map_err(|error| error.to_string())?;
         let (ends, wanted) = channel();
-        let mut consuming = Consuming::open(&addresses, route, clock, (stopped, wanted))?;
+        let mut consuming = Consuming::open(routes, asking, clock, (stopped, wanted))?;
         let thread = thread::spawn(move || consuming.run());
         Ok(Self { stop, ends, thread })
     }
@@ -89,7 +104,7 @@ impl Consumers {
 struct Consuming {
     poll: Poll,
     links: Vec<Consumer>,
-    topic: Option<String>,
+    asking: Asking,
     clock: Clock,
     stopped: UnixStream,
     wanted: Receiver<Vec<u64>>,
@@ -98,29 +113,27 @@ struct Consuming {
 
 struct Consumer {
     link: Link,
-    offsets: Vec<u64>,
+    offsets: Vec<(u32, u64)>,
     is_closed: bool,
 }
 
 impl Consuming {
     fn open(
-        addresses: &[SocketAddr],
-        route: Option<(String, Vec<u64>)>,
+        routes: Vec<Route>,
+        asking: Asking,
         clock: Clock,
         (stopped, wanted): (UnixStream, Receiver<Vec<u64>>),
     ) -> Result<Self, String> {
         let poll = Poll::new().map_err(|error| error.to_string())?;
         poll.add(&stopped, STOP).map_err(|error| error.to_string())?;
-        let (topic, offsets) = route.unzip();
-        let offsets = offsets.unwrap_or_default();
         let mut links = Vec::new();
-        for (token, address) in addresses.iter().enumerate() {
-            let link = Link::open(*address)?;
+        for (token, Route { address, offsets }) in routes.into_iter().enumerate() {
+            let link = Link::open(address)?;
             poll.add(link.stream(), token).map_err(|error| error.to_string())?;
-            links.push(Consumer { link, offsets: offsets.clone(), is_closed: false });
+            links.push(Consumer { link, offsets, is_closed: false });
         }
         let consumed = Consumed { arrivals: Vec::with_capacity(1 << 16), ..Consumed::default() };
-        Ok(Self { poll, links, topic, clock, stopped, wanted, consumed })
+        Ok(Self { poll, links, asking, clock, stopped, wanted, consumed })
     }
 
     fn run(&mut self) -> Result<Consumed, String> {
@@ -155,25 +168,31 @@ impl Consuming {
 
     /// Whether everybody has everything, or waits for it no longer.
     fn is_done(&self, ends: &[u64], until_ns: u64) -> bool {
-        let has_all = |consumer: &Consumer| match self.topic {
-            Some(_) => consumer.offsets == ends,
-            None => consumer.is_closed,
+        let has_all = |consumer: &Consumer| match self.asking {
+            Asking::Follow(_) => {
+                let is_there =
+                    |(partition, offset): &(u32, u64)| ends[*partition as usize] == *offset;
+                consumer.offsets.iter().all(is_there)
+            }
+            Asking::Repeat(_) | Asking::Nothing => consumer.is_closed,
         };
         self.links.iter().all(has_all) || self.clock.now() >= until_ns
     }
 
     fn ask(&mut self, token: usize) -> Result<(), String> {
-        let Some(topic) = &self.topic else { return Ok(()) };
+        let (Asking::Follow(topic) | Asking::Repeat(topic)) = &self.asking else {
+            return Ok(());
+        };
         let consumer = &mut self.links[token];
-        let partition = |(index, offset): (usize, &u64)| FetchPartition {
-            partition: index as i32,
+        let partition = |(index, offset): &(u32, u64)| FetchPartition {
+            partition: *index as i32,
             fetch_offset: *offset as i64,
             partition_max_bytes: PARTITION_BYTES_MAX,
             ..FetchPartition::default()
         };
         let topic = FetchTopic {
             topic: topic.as_str().into(),
-            partitions: consumer.offsets.iter().enumerate().map(partition).collect(),
+            partitions: consumer.offsets.iter().map(partition).collect(),
             ..FetchTopic::default()
         };
         let request = FetchRequest {
@@ -195,11 +214,11 @@ impl Consuming {
 
     /// Takes what has come; false when the other side has ended.
     fn receive(&mut self, token: usize) -> Result<bool, String> {
-        let is_asking = self.topic.is_some();
+        let is_following = matches!(self.asking, Asking::Follow(_));
         match self.links[token].link.fill() {
             Ok(true) => {}
             Ok(false) => return Ok(true),
-            Err(why) if is_asking => return Err(why),
+            Err(why) if is_following => return Err(why),
             Err(_) => return Ok(false),
         }
         let at_ns = self.clock.now();
@@ -229,6 +248,7 @@ impl Consuming {
         if !response.error_code.is_none() {
             return Err(format!("fetching failed with {:?}", response.error_code));
         }
+        let is_following = matches!(self.asking, Asking::Follow(_));
         let offsets = &mut self.links[token].offsets;
         for found in response.responses.into_iter().flat_map(|topic| topic.partitions) {
             if !found.error_code.is_none() {
@@ -240,7 +260,11 @@ impl Consuming {
                 while let Some(batch) = next_batch(&mut rest)? {
                     self.consumed.records += u64::from(batch.record_count());
                     let base_offset = batch.base_offset();
-                    if let Some(offset) = offsets.get_mut(partition as usize) {
+                    if is_following {
+                        let (_, offset) = offsets
+                            .iter_mut()
+                            .find(|(index, _)| *index == partition)
+                            .ok_or_else(|| format!("nobody asked for partition {partition}"))?;
                         if base_offset != *offset {
                             return Err(format!("offset {base_offset} came, {offset} was due"));
                         }

@@ -61,6 +61,8 @@ pub struct Produce {
 /// One connection's requests and how far they are.
 struct Lane {
     address: SocketAddr,
+    /// How many take turns.
+    partitions: usize,
     prepared: Vec<Prepared>,
     sent: u64,
     received: u64,
@@ -76,28 +78,19 @@ impl Produce {
     /// Makes the requests. Connections are spread over the leaders, and each sends to the
     /// partitions of its own by turns.
     pub fn new(shape: &Shape, leaders: &Leaders) -> Result<Self, String> {
-        let mut addresses: Vec<SocketAddr> = leaders.0.clone();
-        addresses.sort_unstable();
-        addresses.dedup();
-        if shape.connections < addresses.len() {
-            let wanted = addresses.len();
+        let brokers: Vec<(SocketAddr, Vec<u32>)> = leaders.brokers().into_iter().collect();
+        if shape.connections < brokers.len() {
+            let wanted = brokers.len();
             return Err(format!(
                 "{wanted} brokers (each shard is one) want {wanted} connections or more, or a node \
                  with --advertise node"
             ));
         }
-        let partitions_of = |address: SocketAddr| {
-            let of = move |(index, leader): (usize, &SocketAddr)| {
-                (*leader == address).then_some(index as u32)
-            };
-            leaders.0.iter().enumerate().filter_map(of).collect::<Vec<u32>>()
-        };
         let keys = keys_of(shape, leaders.0.len() as u32);
         let mut accepted_size = 0;
         let mut lanes = Vec::new();
         for connection in 0..shape.connections {
-            let address = addresses[connection % addresses.len()];
-            let partitions = partitions_of(address);
+            let (address, partitions) = &brokers[connection % brokers.len()];
             let each = PREPARED_SIZE / shape.connections / shape.batch_size_about();
             // A whole number of turns through the partitions.
             let turns = (each / partitions.len()).clamp(1, PREPARED_COUNT_MAX);
@@ -112,7 +105,13 @@ impl Produce {
                 let frame = request(&shape.topic, partition, batch);
                 prepared.push(Prepared { frame, batch_size, partition });
             }
-            lanes.push(Lane { address, prepared, sent: 0, received: 0 });
+            lanes.push(Lane {
+                address: *address,
+                partitions: partitions.len(),
+                prepared,
+                sent: 0,
+                received: 0,
+            });
         }
         let ends = vec![-1; leaders.0.len()];
         Ok(Self { topic: shape.topic.clone(), lanes, ends, accepted_size })
@@ -121,6 +120,17 @@ impl Produce {
     /// Where each connection goes.
     pub fn addresses(&self) -> Vec<SocketAddr> {
         self.lanes.iter().map(|lane| lane.address).collect()
+    }
+
+    /// Which request of a run has the `index`-th batch that comes to a partition, where each
+    /// broker has one connection.
+    pub fn number(&self, partition: u32, index: u64) -> Option<u64> {
+        self.lanes.iter().zip(0..).find_map(|(lane, number)| {
+            let is_ours = |prepared: &Prepared| prepared.partition == partition;
+            let turn = lane.prepared.iter().position(is_ours)? as u64;
+            let index = index * lane.partitions as u64 + turn;
+            Some(index * self.lanes.len() as u64 + number)
+        })
     }
 
     /// Bytes of one batch.
