@@ -46,15 +46,20 @@ pub fn durable_writes(
 }
 
 /// Bytes a second that the device takes in large direct writes, several at a time, with one sync
-/// at the end, over a file that was written through before.
-pub fn sequential_bandwidth(directory: &Path, duration: Duration) -> Result<f64, String> {
-    let file = LimitFile::create(directory, FILE_SIZE * WRITER_COUNT, SyncMethod::None)?;
+/// at the end, over a file of a size that was written through before.
+pub fn sequential_bandwidth(
+    directory: &Path,
+    size: u64,
+    duration: Duration,
+) -> Result<f64, String> {
+    let file = LimitFile::create(directory, size, SyncMethod::None)?;
+    let share = size / WRITER_COUNT;
     let started = Instant::now();
     let write = |writer: u64| {
         let mut done = 0;
         let buffer = file::Aligned::filled(LARGE_SIZE);
         while started.elapsed() < duration {
-            let at = writer * FILE_SIZE + done % FILE_SIZE;
+            let at = writer * share + done % share;
             file.write_at(buffer.bytes(), at)?;
             done += LARGE_SIZE as u64;
         }
@@ -82,7 +87,7 @@ mod tests {
             let times = durable_writes(directory.path(), method, moment).expect("measured");
             assert!(times.count > 0 && times.percentiles.p50 > 0.0, "{method:?}: {times:?}");
         }
-        let bandwidth = sequential_bandwidth(directory.path(), moment).expect("measured");
+        let bandwidth = sequential_bandwidth(directory.path(), 16 << 20, moment).expect("measured");
         assert!(bandwidth > 0.0);
         let left = std::fs::read_dir(directory.path()).expect("readable").count();
         assert_eq!(left, 0, "the files are gone");

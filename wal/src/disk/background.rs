@@ -124,7 +124,7 @@ impl Background {
     pub fn run(&mut self, ops: &[DiskOp]) -> Result<(), DiskFault> {
         let result = ops.iter().try_for_each(|op| self.0.perform(op));
         // Nothing keeps a file open between jobs: its room would not be free when it goes.
-        self.0.close_files();
+        self.0.rest();
         result
     }
 }

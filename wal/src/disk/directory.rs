@@ -123,6 +123,9 @@ pub struct Directory {
     open: RefCell<HashMap<FileName, File>>,
     /// Files whose predecessor's writes are durable by now.
     synced: RefCell<HashSet<FileName>>,
+    /// Where writes are put together. It stays for the next one: fresh memory costs more than the
+    /// copy into it.
+    staging: Option<AlignedBuffer>,
 }
 
 impl Directory {
@@ -176,6 +179,7 @@ impl Directory {
             locks: Vec::new(),
             open: RefCell::new(HashMap::new()),
             synced: RefCell::new(HashSet::new()),
+            staging: None,
         }
     }
 
@@ -202,9 +206,10 @@ impl Directory {
         !matches!(self.access, Access::ReadOnly)
     }
 
-    /// Closes what was kept open for the next operation.
-    pub(super) fn close_files(&mut self) {
+    /// Gives back what was kept for the next operation: open files and memory.
+    pub(super) fn rest(&mut self) {
         self.open.get_mut().clear();
+        self.staging = None;
     }
 
     /// Does something with a file, which is opened if it is not.
@@ -243,9 +248,11 @@ impl Directory {
         Ok(())
     }
 
-    fn write(&self, name: &FileName, mut offset: u64, pieces: &[Bytes]) -> io::Result<()> {
+    fn write(&mut self, name: &FileName, mut offset: u64, pieces: &[Bytes]) -> io::Result<()> {
         let mut left: usize = pieces.iter().map(Bytes::len).sum();
-        let mut buffer = AlignedBuffer::zeroed(left.clamp(1, WRITE_PIECE_SIZE));
+        let room = left.clamp(1, WRITE_PIECE_SIZE);
+        let kept = self.staging.take().filter(|buffer| buffer.as_ref().len() >= room);
+        let mut buffer = kept.unwrap_or_else(|| AlignedBuffer::zeroed(room));
         let mut pieces = pieces.iter();
         let mut piece: &[u8] = &[];
         while left > 0 {
@@ -271,6 +278,7 @@ impl Directory {
                 pace.wait_for(padded);
             }
         }
+        self.staging = Some(buffer);
         Ok(())
     }
 

@@ -29,6 +29,8 @@ pub(super) struct Group {
     /// The newest generation whose assignment anybody got.
     generation: i32,
     generation_since: Moment,
+    /// How often it was removed; its generations begin anew each time.
+    removed_count: u64,
     /// Who leads each generation of this life.
     leaders: BTreeMap<i32, String>,
     /// Who holds each instance id.
@@ -48,6 +50,7 @@ pub struct MemberAsked {
     pub who: MemberRef,
     asked_at: Moment,
     generation: i32,
+    removed_count: u64,
     /// The group may have been forgotten, and begin again.
     may_be_new: bool,
     is_fenced: bool,
@@ -186,6 +189,7 @@ impl Model {
         MemberAsked {
             asked_at,
             generation: if may_be_new { 0 } else { group.generation },
+            removed_count: group.removed_count,
             may_be_new,
             is_fenced: group.fenced.contains(&who.member_id),
             has_left: group.left.contains(&who.member_id),
@@ -194,9 +198,11 @@ impl Model {
     }
 
     /// The generation that the group had reached when this was asked. The request may have waited for
-    /// a slow disk while the group lost its members and was forgotten.
+    /// a slow disk while the group lost its members and was forgotten, or it was passed by a removal.
     fn generation_due(&self, asked: &MemberAsked) -> i32 {
-        if self.may_be_new(&asked.who.group) { 0 } else { asked.generation }
+        let group = self.groups.get(&asked.who.group);
+        let is_removed = group.is_some_and(|group| group.removed_count != asked.removed_count);
+        if is_removed || self.may_be_new(&asked.who.group) { 0 } else { asked.generation }
     }
 
     /// A member was told that it is one, and of the current generation.
@@ -294,6 +300,7 @@ impl Model {
 impl Group {
     fn forget_members(&mut self) {
         self.generation = 0;
+        self.removed_count += 1;
         self.leaders.clear();
         self.holders.clear();
     }
