@@ -197,6 +197,7 @@ impl World {
             scrub_rate: 0,
             settle_sync_size: 1 << 20,
             readers_max: 10,
+            waiting_batches_size_max: 8 << 20,
         };
         let mut disk = MemoryStorage::new();
         let opened = Shard::open(&mut disk, options, NOW, &mut |_| {}).expect("a good disk");

@@ -121,11 +121,19 @@ fn one(options: &Options, server: &ServerOptions, target: &Target) -> Result<Run
     run.result = measured;
     let acknowledged = std::mem::replace(&mut run.result.latency, latency);
     run.result.series.clear();
-    // Answers before the measured time are in the consumers' count, and not in the server's time.
-    let whole = plan.warm_up + plan.duration;
-    let responses = consumed.responses as f64 * plan.duration.as_secs_f64() / whole.as_secs_f64();
+    let begin_ns = run.result.start_ns + plan.warm_up.as_nanos() as u64;
+    let measured_ns = begin_ns..begin_ns + plan.duration.as_nanos() as u64;
+    let is_measured = |at_ns: &&u64| measured_ns.contains(*at_ns);
+    let responses = consumed.answered_ns.iter().filter(is_measured).count() as f64;
     let serving = Serving { consumed: &consumed, responses, consumers: options.consumers };
     figures(&mut run, &alone, &serving, &unasked, &asked);
+    if asked.skipped * 100 > asked.calls {
+        let (skipped, calls) = (asked.skipped, asked.calls);
+        run.notes.push(format!(
+            "the consumers of the bare thread had not asked in time for {skipped} answers beside \
+             {calls}: its cost of an answer has a read in vain for each of them"
+        ));
+    }
     run.figures.insert("produce_p50_us".to_owned(), acknowledged.percentiles.p50);
     run.figures.insert("produce_p99_us".to_owned(), acknowledged.percentiles.p99);
     run.notes.push(
@@ -137,7 +145,7 @@ fn one(options: &Options, server: &ServerOptions, target: &Target) -> Result<Run
 /// What consumers did.
 struct Serving<'a> {
     consumed: &'a consumers::Consumed,
-    /// Answers in the measured time.
+    /// Answers with records in the measured time.
     responses: f64,
     consumers: u32,
 }
@@ -169,6 +177,7 @@ fn figures(
         ("bare_writev_calls", Some(unasked.calls as f64)),
         ("bare_writev_cpu_us_per_answer", Some(each(unasked) * 1e6)),
         ("bare_asked_calls", Some(asked.calls as f64)),
+        ("bare_asked_skips", Some(asked.skipped as f64)),
         ("bare_asked_cpu_us_per_answer", Some(each(asked) * 1e6)),
         ("cpu_ratio_to_bare_writev", ratio(extra, unasked.cpu_seconds)),
         ("cpu_ratio_to_bare_writev_with_producing", ratio(both, unasked.cpu_seconds)),

@@ -46,13 +46,15 @@ pub fn durable_writes(
 }
 
 /// Bytes a second that the device takes in large direct writes, several at a time, with one sync
-/// at the end, over a file of a size that was written through before.
+/// at the end, over a file of a size that was written through before; in between, the device rests.
 pub fn sequential_bandwidth(
     directory: &Path,
     size: u64,
     duration: Duration,
+    rest: impl FnOnce() -> Result<(), String>,
 ) -> Result<f64, String> {
     let file = LimitFile::create(directory, size, SyncMethod::None)?;
+    rest()?;
     let share = size / WRITER_COUNT;
     let started = Instant::now();
     let write = |writer: u64| {
@@ -87,7 +89,8 @@ mod tests {
             let times = durable_writes(directory.path(), method, moment).expect("measured");
             assert!(times.count > 0 && times.percentiles.p50 > 0.0, "{method:?}: {times:?}");
         }
-        let bandwidth = sequential_bandwidth(directory.path(), 16 << 20, moment).expect("measured");
+        let bandwidth = sequential_bandwidth(directory.path(), 16 << 20, moment, || Ok(()));
+        let bandwidth = bandwidth.expect("measured");
         assert!(bandwidth > 0.0);
         let left = std::fs::read_dir(directory.path()).expect("readable").count();
         assert_eq!(left, 0, "the files are gone");

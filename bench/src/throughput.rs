@@ -122,9 +122,13 @@ impl rounds::Subject for Subject<'_> {
         let plan = self.plan(rate);
         let sync = self.options.server.sync;
         let mut limit = measure::limits(&plan, self.produce, self.target, sync)?;
-        let bandwidth =
-            limit::sequential_bandwidth(self.target.directory(), BANDWIDTH_SIZE, BANDWIDTH_TIME)?;
-        limit.sequential_bytes_per_second = Some(bandwidth);
+        let rest = || self.target.wait_for_rest().map(drop);
+        let directory = self.target.directory();
+        match limit::sequential_bandwidth(directory, BANDWIDTH_SIZE, BANDWIDTH_TIME, rest) {
+            Ok(bandwidth) => limit.sequential_bytes_per_second = Some(bandwidth),
+            // It takes room of its own. What was measured stays.
+            Err(why) => eprintln!("SKIPPED: sequential bandwidth: {why}"),
+        }
         Ok(Some(limit))
     }
 }

@@ -51,6 +51,7 @@ fn options(identity: &Identity) -> ShardOptions {
         scrub_rate: 0,
         settle_sync_size: 4 << 20,
         readers_max: 10,
+        waiting_batches_size_max: 8 << 20,
     }
 }
 

@@ -178,6 +178,11 @@ impl RecordBatch {
         Ok(batch)
     }
 
+    /// The same in memory of its own.
+    pub fn copy(of: &Self) -> Self {
+        Self { bytes: Bytes::copy_from_slice(&of.bytes) }
+    }
+
     fn check_attributes(&self) -> Result<(), BatchFault> {
         let found = self.header().attributes.get();
         let codec = found & ATTRIBUTE_COMPRESSION;

@@ -51,6 +51,8 @@ pub struct Consumed {
     pub bytes: u64,
     /// Answers.
     pub responses: u64,
+    /// When each answer with records was there.
+    pub answered_ns: Vec<u64>,
     /// Processor seconds of the consumers' thread.
     pub cpu_seconds: f64,
 }
@@ -236,7 +238,11 @@ impl Consuming {
             self.links[token].link.pass(size);
             self.consumed.bytes += size as u64;
             self.consumed.responses += 1;
+            let arrivals = self.consumed.arrivals.len();
             self.take(token, frame, at_ns)?;
+            if self.consumed.arrivals.len() > arrivals {
+                self.consumed.answered_ns.push(at_ns);
+            }
             self.ask(token)?;
         }
         Ok(true)

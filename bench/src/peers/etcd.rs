@@ -153,6 +153,9 @@ impl Protocol for Put {
         match kind {
             DATA => connection.on_data(stream, payload, out)?,
             HEADERS if flags & END_STREAM != 0 => return connection.on_end(stream, size),
+            // A server that has answered early says that it wants no more of the request
+            // (RFC 9113, section 8.1).
+            RST_STREAM if payload == [0; 4] && !connection.open.contains_key(&stream) => {}
             RST_STREAM => return Err(format!("etcd resets a stream: {payload:?}")),
             GOAWAY => return Err(format!("etcd goes: {}", String::from_utf8_lossy(payload))),
             SETTINGS if flags & ACK == 0 => frame(out, SETTINGS, ACK, 0, &[]),
@@ -294,6 +297,9 @@ mod tests {
         assert_eq!(take(&bytes(DATA, 0, 1, b"message")), Ok(Taken::Other { size: 16 }));
         assert_eq!(take(&end), Ok(ANSWER));
         assert!(take(&end).is_err(), "twice");
+        assert_eq!(take(&bytes(RST_STREAM, 0, 1, &[0; 4])), Ok(Taken::Other { size: 13 }));
+        assert!(take(&bytes(RST_STREAM, 0, 1, &[0, 0, 0, 2])).is_err(), "an internal error");
+        assert!(take(&bytes(RST_STREAM, 0, 3, &[0; 4])).is_err(), "not answered yet");
         let refused = Ok(Taken::Refused { size: 9, which: Which::Number(8) });
         assert_eq!(take(&bytes(HEADERS, END_STREAM | END_HEADERS, 3, b"")), refused);
         assert!(take(&bytes(GOAWAY, 0, 0, b"")).is_err());

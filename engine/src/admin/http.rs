@@ -375,6 +375,11 @@ mod tests {
             # UNIT tidemill_filling_bytes bytes
             tidemill_filling_bytes{shard="0"} 0.0
             tidemill_filling_bytes{shard="1"} 0.0
+            # HELP tidemill_waiting_batches_bytes Batches that wait for room in the log.
+            # TYPE tidemill_waiting_batches_bytes gauge
+            # UNIT tidemill_waiting_batches_bytes bytes
+            tidemill_waiting_batches_bytes{shard="0"} 0.0
+            tidemill_waiting_batches_bytes{shard="1"} 0.0
             # HELP tidemill_wal_used_bytes Write-ahead log in use.
             # TYPE tidemill_wal_used_bytes gauge
             # UNIT tidemill_wal_used_bytes bytes

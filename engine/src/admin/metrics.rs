@@ -115,6 +115,13 @@ fn rows() -> Vec<Row> {
         row("filling", "Size of the frame that fills.", bytes.clone(), GAUGE, |shard| {
             shard.filling.value()
         }),
+        row(
+            "waiting_batches",
+            "Batches that wait for room in the log.",
+            bytes.clone(),
+            GAUGE,
+            |shard| shard.waiting_batches.value(),
+        ),
         row("wal_used", "Write-ahead log in use.", bytes.clone(), GAUGE, |shard| {
             shard.wal_used.value()
         }),

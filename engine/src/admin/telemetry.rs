@@ -277,6 +277,8 @@ pub struct ShardTelemetry {
     pub inbox_depth: Gauge,
     /// Bytes in the frame that fills.
     pub filling: Gauge,
+    /// Bytes of batches that wait for room in the log.
+    pub waiting_batches: Gauge,
     /// Bytes of the WAL in use.
     pub wal_used: Gauge,
     /// Bytes that the WAL holds.
@@ -325,6 +327,7 @@ impl ShardTelemetry {
             idle_frames: Counter::default(),
             inbox_depth: Gauge::default(),
             filling: Gauge::default(),
+            waiting_batches: Gauge::default(),
             wal_used: Gauge::default(),
             wal_capacity: Gauge::default(),
             settle_lag: Gauge::default(),

@@ -348,6 +348,7 @@ impl Node<'_> {
             scrub_rate: config.scrub_rate.map_or(0, config::Rate::bytes_per_second),
             settle_sync_size: config.settle_sync_size.bytes() as usize,
             readers_max: config.connections_max as usize,
+            waiting_batches_size_max: config.receive_budget.bytes() as usize / 2,
         })
     }
 

@@ -447,6 +447,7 @@ impl Worker {
         let gauges = self.shard.gauges();
         telemetry.inbox_depth.set(self.hub.shared.inbox.len() as u64);
         telemetry.filling.set(gauges.filling_size);
+        telemetry.waiting_batches.set(gauges.waiting_batches_size);
         telemetry.wal_used.set(gauges.wal_used);
         telemetry.wal_capacity.set(gauges.wal_capacity);
         telemetry.disk_full.set(gauges.is_disk_full);

@@ -12,6 +12,7 @@ mod catalog;
 mod open;
 mod produce;
 mod read;
+mod room;
 #[cfg(test)]
 mod tests;
 mod upkeep;
@@ -76,10 +77,13 @@ pub struct ShardOptions {
     pub settle_sync_size: usize,
     /// Fetches that may wait at once.
     pub readers_max: usize,
+    /// Bytes of batches that may wait for room in the log.
+    pub waiting_batches_size_max: usize,
 }
 
 /// Part of the WAL's capacity that only deletions, retention and settling may use, so that room
-/// can be made when everything else is refused: one part in this many.
+/// can be made when everything else is refused: one part in this many, and at most half a segment,
+/// for no more than two are ready at a time.
 const RESERVE_PART: u64 = 16;
 
 /// One partition of this shard.
@@ -142,7 +146,7 @@ pub struct Shard {
     changes_open: VecDeque<catalog::OpenChange>,
     appending: Vec<Appending>,
     /// Batches that wait for room in the log, in order.
-    for_room: VecDeque<produce::ForRoom>,
+    for_room: room::WaitingBatches,
     in_flight: Vec<PartitionId>,
     barrier: VecDeque<(Sequence, Outgoing)>,
     /// In order; while there is anything, the filling frame is full and no command comes in.
@@ -171,6 +175,8 @@ pub struct Gauges {
     pub outbox_depth: u64,
     /// Fetches that wait.
     pub readers: u64,
+    /// Bytes of batches that wait for room in the log.
+    pub waiting_batches_size: u64,
     /// Bytes of keyed state.
     pub state_size: u64,
     /// The disk was full at the last try.
@@ -279,10 +285,7 @@ impl Shard {
     /// No more commands: whoever waits for records gets what there is.
     fn stop(&mut self, effects: &mut Vec<Effect>) {
         self.is_stopping = true;
-        for waiting in std::mem::take(&mut self.for_room) {
-            let refused = Reply::Refused(Refusal::Stopping);
-            self.hold(Outgoing::Reply(waiting.ticket, refused), effects);
-        }
+        self.refuse_waiting_batches(effects);
         self.end_all_waits(effects);
     }
 
@@ -481,7 +484,6 @@ impl Shard {
     fn on_cancel(&mut self, now: Now, ticket: Ticket, effects: &mut Vec<Effect>) {
         let mut has_waited = self.readers.remove(ticket).is_some();
         has_waited |= self.queries.remove(&ticket).is_some();
-        has_waited |= self.forget_batches(ticket);
         let mut outcome = Outcome::default();
         has_waited |= self.groups.cancel(now, ticket, &mut outcome);
         self.settle_outcome(outcome, effects);
@@ -505,7 +507,8 @@ impl Shard {
     /// Whether `size` more bytes of ordinary work fit, leaving the reserve alone.
     fn has_room(&self, size: usize) -> bool {
         let spends = mutation::is_on(Mutation::SpendReserve);
-        let reserve = if spends { 0 } else { self.wal.capacity() / RESERVE_PART };
+        let part = (self.wal.capacity() / RESERVE_PART).min(self.options.segment_size / 2);
+        let reserve = if spends { 0 } else { part };
         self.wal.fits(size)
             && self.wal.room() >= reserve + self.wal.filling_size() as u64 + size as u64
     }
@@ -548,6 +551,7 @@ impl Shard {
             barrier_depth: self.barrier.len() as u64,
             outbox_depth: self.outbox.depth() as u64,
             readers: self.readers.count() as u64,
+            waiting_batches_size: self.for_room.size() as u64,
             state_size: self.state.size() as u64,
             is_disk_full: self.upkeep.is_disk_full(),
         }

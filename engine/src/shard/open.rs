@@ -3,7 +3,7 @@
 //! Keyed state comes from the snapshot, the delta files and the frames, in that order; the parts
 //! are built from it afterwards. Records come from the frames alone. No user code runs.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 
 use tidemill_wal::commit::{Log as Wal, LogOptions};
 use tidemill_wal::disk::{DirectoryError, DiskFault, DiskOp, Storage};
@@ -13,6 +13,7 @@ use tidemill_wal::recovery::{self, ReplayFrame, ScanError, ScanStart, Torn};
 use tidemill_wal::store::{Store, StoreError};
 
 use super::catalog::ProducerIds;
+use super::room::WaitingBatches;
 use super::{Outgoing, Shard, ShardOptions};
 use crate::batch::RecordBatch;
 use crate::catalog::{Catalog, IdSource};
@@ -199,7 +200,7 @@ impl Shard {
             producer_ids: ProducerIds::default(),
             changes_open: Default::default(),
             appending: Vec::new(),
-            for_room: VecDeque::new(),
+            for_room: WaitingBatches::new(options.waiting_batches_size_max, options.shard_count),
             in_flight: Vec::new(),
             barrier: Default::default(),
             deferred: Default::default(),

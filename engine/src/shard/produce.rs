@@ -1,6 +1,6 @@
 //! Appending: checks, offsets, idempotence; and moving a log's start.
 
-use tidemill_wal::format::{BatchEntry, ENTRY_OVERHEAD_MAX, PartitionId};
+use tidemill_wal::format::{BatchEntry, PartitionId};
 use tidemill_wal::mutation::{self, Mutation};
 
 use super::{Appending, Outgoing, Shard};
@@ -10,69 +10,15 @@ use crate::effect::{Change, Effect, Now};
 use crate::partition::producer::Verdict;
 use crate::state::Kind;
 
-/// Longest that batches wait for room in the log before they are refused. Settling makes room within
-/// a second or two, and a client that is refused may stay away for longer than that.
-const ROOM_WAIT_MS_MAX: u64 = 5_000;
-
-/// Batches that wait for room.
-#[derive(Debug)]
-pub(super) struct ForRoom {
-    pub(super) ticket: Ticket,
-    produce: Produce,
-    /// Then they are refused, on the monotonic clock.
-    until_ms: u64,
-}
-
 impl Shard {
-    /// Appends batches, or lets them wait until there is room. They keep their order: a later one
-    /// of a producer must not pass an earlier one.
-    pub(super) fn on_produce(
+    /// Appends batches, each of which is taken or refused by itself.
+    pub(super) fn produce(
         &mut self,
         now: Now,
         ticket: Ticket,
         produce: Produce,
         effects: &mut Vec<Effect>,
     ) {
-        if self.for_room.is_empty() && !self.awaits_room_for(&produce) {
-            self.produce(now, ticket, produce, effects);
-        } else {
-            let until_ms = now.monotonic_ms + ROOM_WAIT_MS_MAX;
-            self.for_room.push_back(ForRoom { ticket, produce, until_ms });
-        }
-    }
-
-    /// Appends what waited for room, if there is some or if it waited long enough.
-    pub(super) fn admit_batches(&mut self, now: Now, effects: &mut Vec<Effect>) {
-        while self.accepts()
-            && let Some(first) = self.for_room.pop_front()
-        {
-            if now.monotonic_ms < first.until_ms && self.awaits_room_for(&first.produce) {
-                self.for_room.push_front(first);
-                return;
-            }
-            self.produce(now, first.ticket, first.produce, effects);
-        }
-    }
-
-    /// Whether settling has to make room first. A full disk keeps it from doing so.
-    fn awaits_room_for(&self, produce: &Produce) -> bool {
-        let size = |(_, batch): &(PartitionId, RecordBatch)| batch.size() + ENTRY_OVERHEAD_MAX;
-        !self.upkeep.is_disk_full() && !self.has_room(produce.batches.iter().map(size).sum())
-    }
-
-    /// When the first of those that wait for room has waited long enough.
-    pub(super) fn room_deadline_ms(&self) -> Option<u64> {
-        self.for_room.front().map(|first| first.until_ms)
-    }
-
-    /// Nobody waits for these batches any more. True if they had not been appended.
-    pub(super) fn forget_batches(&mut self, ticket: Ticket) -> bool {
-        let count = self.for_room.len();
-        self.for_room.retain(|waiting| waiting.ticket != ticket);
-        self.for_room.len() < count
-    }
-
-    fn produce(&mut self, now: Now, ticket: Ticket, produce: Produce, effects: &mut Vec<Effect>) {
         let results = produce
             .batches
             .into_iter()

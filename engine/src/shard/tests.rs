@@ -59,17 +59,22 @@ fn options() -> ShardOptions {
         scrub_rate: 0,
         settle_sync_size: 1 << 20,
         readers_max: 10,
+        waiting_batches_size_max: 8 << 20,
     }
 }
 
 impl World {
     fn new() -> Self {
-        Self::open(MemoryStorage::new(), 1)
+        Self::with(options())
     }
 
-    fn open(mut disk: MemoryStorage, next_ticket: u64) -> Self {
+    fn with(options: ShardOptions) -> Self {
+        Self::open(MemoryStorage::new(), options, 1)
+    }
+
+    fn open(mut disk: MemoryStorage, options: ShardOptions, next_ticket: u64) -> Self {
         let now = Now { monotonic_ms: 0, wall_ms: 1_700_000_000_000 };
-        let opened = Shard::open(&mut disk, options(), now, &mut |_| {}).expect("a good disk");
+        let opened = Shard::open(&mut disk, options, now, &mut |_| {}).expect("a good disk");
         let (inbox, replies) = (VecDeque::new(), BTreeMap::new());
         let shard = opened.shard;
         let (frames, holds_jobs, held) = (0, false, Vec::new());
@@ -78,7 +83,7 @@ impl World {
 
     /// The power goes and comes back.
     fn restart(self) -> Self {
-        Self::open(self.disk, self.next_ticket)
+        Self::open(self.disk, options(), self.next_ticket)
     }
 
     fn ticket(&mut self) -> Ticket {
@@ -351,51 +356,107 @@ fn what_is_deleted_before_it_settles_makes_room_on_a_full_disk() {
     assert_eq!(produce(&mut world), Ok(end + 1));
 }
 
-#[test]
-fn batches_wait_in_order_for_room_that_settling_makes_and_are_refused_after_a_while() {
-    let mut world = World::new();
-    let partition = PartitionId { topic: world.make_topic(), index: 0 };
-    let produce = || {
-        let mut builder = BatchBuilder::new();
-        let value = vec![7; 1000 << 10];
-        builder.push(NewRecord { value: Some(&value), ..NewRecord::default() });
-        Command::Produce(Produce { batches: vec![(partition, builder.build())] })
-    };
-    let offset = |world: &mut World, ticket: Ticket| match world.replies.remove(&ticket.id) {
+/// Asks for a batch with a value of this size.
+fn batch_of(partition: PartitionId, size: usize) -> Command {
+    let mut builder = BatchBuilder::new();
+    let value = vec![7; size];
+    builder.push(NewRecord { value: Some(&value), ..NewRecord::default() });
+    Command::Produce(Produce { batches: vec![(partition, builder.build())] })
+}
+
+const LARGE: usize = 1000 << 10;
+
+/// What became of a produce: its offset or its refusal; none yet.
+fn outcome(world: &mut World, ticket: Ticket) -> Option<Result<u64, Refusal>> {
+    match world.replies.remove(&ticket.id) {
         Some(Reply::Produce(results)) => Some(results[0].map(|appended| appended.base_offset)),
         Some(Reply::Refused(refusal)) => Some(Err(refusal)),
         None => None,
         Some(other) => panic!("{other:?}"),
-    };
+    }
+}
+
+/// Fills the log, while nothing makes room, until a large batch waits; `end` is where it will be.
+fn fill_until_one_waits(world: &mut World, partition: PartitionId, end: &mut u64) -> Ticket {
+    world.holds_jobs = true;
+    loop {
+        let ticket = world.ask(batch_of(partition, LARGE));
+        match outcome(world, ticket) {
+            Some(result) => assert_eq!(result, Ok(*end)),
+            None => return ticket,
+        }
+        *end += 1;
+    }
+}
+
+#[test]
+fn batches_wait_in_order_for_room_that_settling_makes_and_are_refused_after_a_while() {
+    let mut world = World::new();
+    let partition = PartitionId { topic: world.make_topic(), index: 0 };
     let mut end = 0;
     for round in 0..2 {
-        world.holds_jobs = true;
-        let first = loop {
-            let ticket = world.ask(produce());
-            match offset(&mut world, ticket) {
-                Some(result) => assert_eq!(result, Ok(end)),
-                None => break ticket,
-            }
-            end += 1;
-        };
-        let [cancelled, last] = [(); 2].map(|()| world.ask(produce()));
+        let first = fill_until_one_waits(&mut world, partition, &mut end);
+        // There is room for the small one, which must not pass the first all the same.
+        let [small, left, last] =
+            [1, LARGE, LARGE].map(|size| world.ask(batch_of(partition, size)));
+        let all = [first, small, left, last];
         let other = world.answer(Command::DescribeStorage);
         assert!(matches!(other, Reply::DescribeStorage(_)), "others do not wait: {other:?}");
-        world.inbox.push_back(Input::Cancel(cancelled));
-        world.run();
-        assert_eq!(offset(&mut world, cancelled), Some(Err(Refusal::Busy)));
+        // It was sent, and whoever sent it is gone: as if it had been appended at once.
+        world.inbox.push_back(Input::Cancel(left));
         world.now.monotonic_ms = world.shard.room_deadline_ms().expect("some wait") - 1;
         world.run();
-        assert_eq!((offset(&mut world, first), offset(&mut world, last)), (None, None));
+        assert_eq!(all.map(|ticket| outcome(&mut world, ticket)), [None; 4]);
         let expected = if round == 0 {
             world.let_jobs_go();
-            [end, end + 1].map(|offset| Some(Ok(offset)))
+            [end, end + 1, end + 2, end + 3].map(|offset| Some(Ok(offset)))
         } else {
             world.now.monotonic_ms += 1;
             world.run();
-            [Some(Err(Refusal::Busy)); 2]
+            // Nothing is in front of the small one any more.
+            [Err(Refusal::Busy), Ok(end), Err(Refusal::Busy), Err(Refusal::Busy)].map(Some)
         };
-        assert_eq!([first, last].map(|ticket| offset(&mut world, ticket)), expected);
-        end += 2;
+        assert_eq!(all.map(|ticket| outcome(&mut world, ticket)), expected);
+        end += 4;
+    }
+}
+
+#[test]
+fn more_batches_than_may_wait_are_refused_at_once() {
+    let mut world = World::new();
+    let partition = PartitionId { topic: world.make_topic(), index: 0 };
+    let _first = fill_until_one_waits(&mut world, partition, &mut 0);
+    let waiting = options().waiting_batches_size_max / LARGE;
+    for _ in 1..waiting {
+        let ticket = world.ask(batch_of(partition, LARGE));
+        assert_eq!(outcome(&mut world, ticket), None);
+    }
+    let ticket = world.ask(batch_of(partition, LARGE));
+    assert_eq!(outcome(&mut world, ticket), Some(Err(Refusal::Busy)));
+    assert_eq!(world.shard.gauges().waiting_batches_size as usize / LARGE, waiting);
+}
+
+#[test]
+fn a_stop_refuses_the_batches_that_wait() {
+    let mut world = World::new();
+    let partition = PartitionId { topic: world.make_topic(), index: 0 };
+    let first = fill_until_one_waits(&mut world, partition, &mut 0);
+    world.inbox.push_back(Input::Stop);
+    world.run();
+    assert_eq!(outcome(&mut world, first), Some(Err(Refusal::Stopping)));
+    world.let_jobs_go();
+    assert!(world.shard.is_quiet());
+}
+
+#[test]
+fn a_log_of_many_segments_takes_batches_though_two_are_ready_at_a_time() {
+    for segment_count_max in [31, 32, 48, 1024] {
+        let mut world = World::with(ShardOptions { segment_count_max, ..options() });
+        let partition = PartitionId { topic: world.make_topic(), index: 0 };
+        // More than two segments of the least size hold.
+        for offset in 0..60 {
+            let ticket = world.ask(batch_of(partition, LARGE));
+            assert_eq!(outcome(&mut world, ticket), Some(Ok(offset)), "of {segment_count_max}");
+        }
     }
 }

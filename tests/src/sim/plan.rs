@@ -144,6 +144,7 @@ impl Plan {
             scrub_rate: 10 << 20,
             settle_sync_size: self.settle_sync_size,
             readers_max: 100,
+            waiting_batches_size_max: 8 << 20,
         }
     }
 }

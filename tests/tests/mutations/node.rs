@@ -69,6 +69,7 @@ fn options() -> ShardOptions {
         scrub_rate: 0,
         settle_sync_size: 1 << 20,
         readers_max: 10,
+        waiting_batches_size_max: 8 << 20,
     }
 }
 

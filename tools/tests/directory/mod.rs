@@ -68,6 +68,7 @@ fn options(id: u16, delta_size_max: u64) -> ShardOptions {
         scrub_rate: 0,
         settle_sync_size: 4 << 20,
         readers_max: 10,
+        waiting_batches_size_max: 8 << 20,
     }
 }
 
