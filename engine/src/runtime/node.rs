@@ -164,10 +164,23 @@ fn open_exit_code(error: &OpenError) -> ExitCode {
 
 /// What a shard's thread tells the main thread.
 enum Event {
-    Ready { shard: u16, took: Duration, frames: u64, bytes: u64 },
-    Failed { shard: u16, error: Box<OpenError> },
+    Ready {
+        shard: u16,
+        took: Duration,
+        frames: u64,
+        bytes: u64,
+    },
+    /// It takes connections.
+    Listening,
+    Failed {
+        shard: u16,
+        error: Box<OpenError>,
+    },
     NoRing(io::Error),
-    FailedToStart { what: &'static str, source: io::Error },
+    FailedToStart {
+        what: &'static str,
+        source: io::Error,
+    },
 }
 
 /// Serves until a signal asks to stop. Returns when every shard's WAL is sealed.
@@ -225,6 +238,7 @@ pub fn serve(config: &Config) -> Result<(), ServeError> {
     let replayed = wait_until_ready(&received, shard_count, &notify)?;
     node.phase.is_serving.store(true, Ordering::Release);
     ring_all(&doorbells);
+    wait_until_listening(&received, shard_count);
     node.greet(durable_write, started.elapsed(), replayed);
     notify.ready();
 
@@ -547,8 +561,8 @@ impl ShardStart {
             frames: opened.frames,
             bytes: opened.bytes,
         });
-        drop(self.events);
-        worker.run(self.socket);
+        let events = self.events;
+        worker.run(self.socket, move || _ = events.send(Event::Listening));
         Ok(())
     }
 }
@@ -573,6 +587,7 @@ fn wait_until_ready(
                 ready += 1;
                 replayed = (replayed.0 + frames, replayed.1 + bytes);
             }
+            Ok(Event::Listening) => unreachable!("nobody was told to"),
             Ok(Event::Failed { shard, error }) => return Err(open_error(shard, *error)),
             Ok(Event::NoRing(source)) if source.raw_os_error() == Some(libc::ENOMEM) => {
                 return Err(ServeError::LockedMemory { limit: raise_locked_memory() });
@@ -594,6 +609,13 @@ fn wait_until_ready(
         }
     }
     Ok(replayed)
+}
+
+/// Every shard takes connections from here on. One that cannot ends the process.
+fn wait_until_listening(events: &mpsc::Receiver<Event>, shard_count: u16) {
+    let is_listening = |event: &Event| matches!(event, Event::Listening);
+    let count = events.iter().filter(is_listening).take(shard_count.into()).count();
+    assert_eq!(count, usize::from(shard_count), "a shard's thread ended without a word");
 }
 
 /// A directory in use is the node's matter, not a shard's.

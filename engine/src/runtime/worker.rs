@@ -189,17 +189,18 @@ impl Worker {
         }
     }
 
-    /// Runs until the node stops and this shard's WAL is sealed.
-    pub fn run(mut self, socket: Socket) {
-        if let Err(error) = self.serve(socket) {
+    /// Runs until the node stops and this shard's WAL is sealed. Once the node serves, the socket
+    /// listens, and that is told.
+    pub fn run(mut self, socket: Socket, is_listening: impl FnOnce()) {
+        if let Err(error) = self.serve(socket, is_listening) {
             die(ExitCode::Other, &format!("shard {}: {error}", self.shard.id().0));
         }
     }
 
-    fn serve(&mut self, socket: Socket) -> io::Result<()> {
+    fn serve(&mut self, socket: Socket, is_listening: impl FnOnce()) -> io::Result<()> {
         self.hub.shared.port.doorbell().install(Waker::from(self.awakener.clone()));
         self.watch_doorbell()?;
-        let mut unbound = Some(socket);
+        let mut unbound = Some((socket, is_listening));
         let mut listener: Option<Listener> = None;
         self.shard.start(&mut self.effects);
         loop {
@@ -212,10 +213,11 @@ impl Worker {
             // Last of all: what is read now waits for the next turn, and nothing waits for it.
             self.set_gate();
             if self.phase.is_serving.load(Ordering::Acquire)
-                && let Some(socket) = unbound.take()
+                && let Some((socket, is_listening)) = unbound.take()
             {
-                self.hub.shared.telemetry().ready.set(true);
                 listener = Some(Listener::start(socket, &mut self.hub)?);
+                self.hub.shared.telemetry().ready.set(true);
+                is_listening();
             }
             if self.advance_stop() {
                 return self.finish();
