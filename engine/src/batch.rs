@@ -179,8 +179,8 @@ impl RecordBatch {
     }
 
     /// The same in memory of its own.
-    pub fn copy(of: &Self) -> Self {
-        Self { bytes: Bytes::copy_from_slice(&of.bytes) }
+    pub fn copy(&self) -> Self {
+        Self { bytes: Bytes::copy_from_slice(&self.bytes) }
     }
 
     fn check_attributes(&self) -> Result<(), BatchFault> {

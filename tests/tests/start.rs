@@ -117,16 +117,12 @@ fn a_listener_beyond_loopback_wants_a_trusted_network() {
 #[test]
 fn a_taken_port_is_named_with_its_setting() {
     let directory = scratch();
-    let (first, second) = free_ports();
-    for (setting, address, other) in
-        [("kafka_listen", first, second), ("admin_listen", second, first)]
-    {
-        let _taken = TcpListener::bind(address).expect("free");
-        let (kafka, admin) =
-            if setting == "kafka_listen" { (address, other) } else { (other, address) };
+    let (kafka, admin) = free_ports();
+    for (setting, taken) in [("kafka_listen", kafka), ("admin_listen", admin)] {
+        let _listens = TcpListener::bind(taken).expect("free");
         let (kafka, admin) = (kafka.to_string(), admin.to_string());
         let arguments = ["--kafka-listen", &kafka, "--admin-listen", &admin];
-        let words = [setting, &address.to_string(), "stop what listens there"];
+        let words = [setting, &taken.to_string(), "stop what listens there"];
         assert_ended(&start(directory.path(), &arguments), ExitCode::PortInUse, &words);
     }
 }

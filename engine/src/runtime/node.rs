@@ -164,23 +164,11 @@ fn open_exit_code(error: &OpenError) -> ExitCode {
 
 /// What a shard's thread tells the main thread.
 enum Event {
-    Ready {
-        shard: u16,
-        took: Duration,
-        frames: u64,
-        bytes: u64,
-    },
-    /// It takes connections.
+    Ready { shard: u16, took: Duration, frames: u64, bytes: u64 },
     Listening,
-    Failed {
-        shard: u16,
-        error: Box<OpenError>,
-    },
+    Failed { shard: u16, error: Box<OpenError> },
     NoRing(io::Error),
-    FailedToStart {
-        what: &'static str,
-        source: io::Error,
-    },
+    FailedToStart { what: &'static str, source: io::Error },
 }
 
 /// Serves until a signal asks to stop. Returns when every shard's WAL is sealed.

@@ -95,8 +95,8 @@ impl Shard {
             return self.hold(Outgoing::Reply(ticket, Reply::Produce(results)), effects);
         }
         // A copy, for a batch is a slice of its request, which may be far larger.
-        let copy = |(partition, batch)| (partition, RecordBatch::copy(&batch));
-        let produce = Produce { batches: produce.batches.into_iter().map(copy).collect() };
+        let copy = |(partition, batch): &(_, RecordBatch)| (*partition, batch.copy());
+        let produce = Produce { batches: produce.batches.iter().map(copy).collect() };
         let until_ms = now.monotonic_ms + WAIT_MS_MAX;
         self.for_room.push(Waiting { ticket, produce, size, until_ms });
     }
