@@ -708,12 +708,16 @@ fn half_sent_large_requests_cannot_take_the_memory_of_others() {
         }
         largest = largest.max(memory(&daemon));
     }
-    eprintln!("{} MiB before, {} MiB with half requests", before >> 20, largest >> 20);
-    // Both shards' receive budgets, and as much again for the allocator.
-    assert!(largest - before < 32 << 20, "{} MiB more", (largest - before) >> 20);
-    // A whole request of a well-behaved client is taken meanwhile.
+    // Both shards have a part in a new topic, and so have read much of what came before.
     let mut peer = Peer::connect(daemon.kafka());
     peer.make_topic("large", 2);
+    largest = largest.max(memory(&daemon));
+    eprintln!("{} MiB before, {} MiB with half requests", before >> 20, largest >> 20);
+    // Both shards' receive budgets, and as much again for the allocator. The kernel counts the
+    // pages of a process a little late on each core, so they may seem to be fewer than before.
+    let more = largest.saturating_sub(before);
+    assert!(more < 32 << 20, "{} MiB more", more >> 20);
+    // A whole request of a well-behaved client is taken meanwhile.
     for partition in [0, 1, 0, 1] {
         peer.append("large", partition, batch_of(&vec![b'x'; 1_000_000]));
     }
