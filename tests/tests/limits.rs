@@ -681,7 +681,7 @@ fn connections_without_a_whole_request_are_closed_after_the_idle_timeout() {
 
 #[test]
 fn half_sent_large_requests_cannot_take_the_memory_of_others() {
-    const SENDERS: usize = 60;
+    const SENDERS: usize = 160;
     let mut daemon = Daemon::start(options(&[
         "--request-size-max",
         "4MiB",
@@ -713,11 +713,14 @@ fn half_sent_large_requests_cannot_take_the_memory_of_others() {
     peer.make_topic("large", 2);
     largest = largest.max(memory(&daemon));
     eprintln!("{} MiB before, {} MiB with half requests", before >> 20, largest >> 20);
-    // Both shards' receive budgets, and as much again for the allocator. The kernel counts the
-    // pages of a process a little late on each core, so they may seem to be fewer than before.
+    // 80 MiB were sent. Both shards' receive budgets and one request beyond each are 24 MiB, and
+    // the allocator may keep as much again. The kernel counts the pages of a process a little
+    // late on each core, so they may seem to be fewer than before.
     let more = largest.saturating_sub(before);
-    assert!(more < 32 << 20, "{} MiB more", more >> 20);
-    // A whole request of a well-behaved client is taken meanwhile.
+    assert!(more < 48 << 20, "{} MiB more", more >> 20);
+    // A whole request of a well-behaved client is taken meanwhile, in time if not all of them
+    // have to be closed first.
+    slow.truncate(SENDERS / 4);
     for partition in [0, 1, 0, 1] {
         peer.append("large", partition, batch_of(&vec![b'x'; 1_000_000]));
     }
