@@ -50,7 +50,7 @@ impl Command {
     /// Bytes of record batches that the command carries.
     pub fn batches_size(&self) -> usize {
         match self {
-            Self::Produce(produce) => produce.batches.iter().map(|(_, batch)| batch.size()).sum(),
+            Self::Produce(produce) => produce.size(),
             Self::Fetch(_)
             | Self::ListOffsets(_)
             | Self::DeleteRecords(_)
@@ -96,6 +96,13 @@ pub enum Reply {
 pub struct Produce {
     /// Checked batches with their partitions.
     pub batches: Vec<(PartitionId, RecordBatch)>,
+}
+
+impl Produce {
+    /// Bytes of all its batches.
+    pub fn size(&self) -> usize {
+        self.batches.iter().map(|(_, batch)| batch.size()).sum()
+    }
 }
 
 /// Where a batch went.

@@ -88,7 +88,7 @@ impl Shard {
         if self.for_room.is_empty() && !self.awaits_room_for(&produce) {
             return self.produce(now, ticket, produce, effects);
         }
-        let size = produce.batches.iter().map(|(_, batch)| batch.size()).sum();
+        let size = produce.size();
         if !self.for_room.takes(ticket.origin, size) {
             let refusal = self.refusal_of_room();
             let results = produce.batches.iter().map(|_| Err(refusal)).collect();
@@ -117,8 +117,8 @@ impl Shard {
 
     /// Whether settling has to make room first. A full disk keeps it from doing so.
     fn awaits_room_for(&self, produce: &Produce) -> bool {
-        let size = |(_, batch): &(_, RecordBatch)| batch.size() + ENTRY_OVERHEAD_MAX;
-        !self.upkeep.is_disk_full() && !self.has_room(produce.batches.iter().map(size).sum())
+        let size = produce.size() + produce.batches.len() * ENTRY_OVERHEAD_MAX;
+        !self.upkeep.is_disk_full() && !self.has_room(size)
     }
 
     /// When the first of those that wait has waited long enough. While a frame's worth waits for
