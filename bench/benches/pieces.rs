@@ -198,6 +198,8 @@ impl World {
             settle_sync_size: 1 << 20,
             readers_max: 10,
             waiting_batches_size_max: 8 << 20,
+            topologies: Vec::new(),
+            state_budget: u64::MAX,
         };
         let mut disk = MemoryStorage::new();
         let opened = Shard::open(&mut disk, options, NOW, &mut |_| {}).expect("a good disk");

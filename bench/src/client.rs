@@ -169,8 +169,11 @@ impl Client {
         let topic = ListOffsetsTopic { name: topic.into(), partitions };
         let request = ListOffsetsRequest { topics: vec![topic], ..ListOffsetsRequest::default() };
         let answer = self.ask(LIST_VERSION, &request)?;
-        let found = answer.topics.iter().flat_map(|topic| &topic.partitions);
+        // Kafka answers in an order of its own.
+        let mut found: Vec<_> = answer.topics.iter().flat_map(|topic| &topic.partitions).collect();
+        found.sort_by_key(|found| found.partition_index);
         found
+            .into_iter()
             .map(|found| match u64::try_from(found.offset) {
                 Ok(offset) if found.error_code.is_none() => Ok(offset),
                 _ => Err(format!("no end: {:?}", found.error_code)),

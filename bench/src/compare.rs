@@ -11,7 +11,7 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 
 pub use self::drive::Shared;
-pub use self::system::{Ground, System, TIDEMILL};
+pub use self::system::{Ground, Opened, System, TIDEMILL};
 
 use self::drive::Ask;
 use self::franz::Franz;
@@ -240,7 +240,7 @@ impl Comparison {
     }
 
     /// Searches for the highest rate. The run is that of the best probe.
-    fn sweep(&self, opened: &system::Opened, run: &mut Run) -> Result<(), String> {
+    fn sweep(&self, opened: &Opened, run: &mut Run) -> Result<(), String> {
         let mut sweep = Sweep::new(SWEEP_FIRST / BATCHES_PER_SECOND);
         let mut best: Option<Run> = None;
         let mut notes = Vec::new();

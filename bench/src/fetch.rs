@@ -14,6 +14,8 @@ use std::time::Duration;
 use clap::Args;
 use hdrhistogram::Histogram;
 
+pub use self::consumers::next_batch;
+
 use self::bare::{Bare, Writes};
 use self::consumers::{Arrival, Asking, Consumers, Route};
 use crate::client::Client;

@@ -3,6 +3,7 @@
 mod agree;
 mod compare;
 mod compare_runs;
+mod end_to_end;
 mod fetch;
 mod fill;
 mod latency;
@@ -59,6 +60,8 @@ enum Subcommands {
     Soak(soak::Options),
     /// Tidemill beside its peers, one after another in rounds.
     Compare(compare::Options),
+    /// From due time to result consumed: a count by key, beside stream processors on Kafka.
+    EndToEnd(end_to_end::Options),
     /// Whether one build, or one set of runs, is slower than another.
     CompareRuns(compare_runs::Options),
     /// Runs as one HTML page.
@@ -75,6 +78,7 @@ fn main() -> ExitCode {
         Subcommands::Recovery(options) => recovery::run(&options),
         Subcommands::Soak(options) => soak::run(&options),
         Subcommands::Compare(options) => compare::run(&options),
+        Subcommands::EndToEnd(options) => end_to_end::run(&options),
         Subcommands::CompareRuns(options) => compare_runs::run(&options),
         Subcommands::Report(options) => report::run(&options),
     };

@@ -93,6 +93,14 @@ impl Target {
         Client::open(self.address).map_err(|error| error.to_string())?.leaders(name)
     }
 
+    /// Our node goes on as another program, on the same directory.
+    pub fn go_on_as(&mut self, binary: &Path) -> Result<(), String> {
+        let node = self.node.as_mut().ok_or("the node is not ours")?;
+        node.go_on_as(binary)?;
+        self.pid = Some(node.pid());
+        Ok(())
+    }
+
     /// Stops it, if it is ours.
     pub fn close(self) -> Result<(), String> {
         match self.node {

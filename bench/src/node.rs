@@ -126,8 +126,20 @@ impl Node {
         Ok(())
     }
 
+    /// Stops it, and goes on as another program with the same settings, on the same directory.
+    pub fn go_on_as(&mut self, binary: &Path) -> Result<(), String> {
+        self.end()?;
+        self.binary = binary.to_owned();
+        self.spawn()?;
+        self.wait_ready()
+    }
+
     /// Asks it to stop, and waits.
     pub fn stop(mut self) -> Result<(), String> {
+        self.end()
+    }
+
+    fn end(&mut self) -> Result<(), String> {
         let Some(mut child) = self.child.take() else { return Ok(()) };
         // SAFETY: takes numbers only; the child was not waited for, so its number is its own.
         unsafe { libc::kill(child.id() as libc::pid_t, libc::SIGTERM) };

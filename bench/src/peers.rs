@@ -9,11 +9,13 @@ mod installed;
 pub mod nats;
 pub mod pipelined;
 mod process;
+mod processors;
 pub mod redis;
 mod values;
 
 pub use self::installed::{Installed, Peer};
 pub use self::process::Process;
+pub use self::processors::{Processing, Processor};
 
 /// The protocol of a system.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -91,6 +91,19 @@ pub fn title(run: &Run) -> String {
                 run.figures.get("bound_ms").map_or("the bound".to_owned(), |it| format!("{it} ms"));
             format!("Highest rate with a 99th percentile below {bound}, batching clients")
         }
+        ("end-to-end", Some(rate)) => {
+            format!("Due to result consumed, at {} records/s of {size} B", thousands(rate))
+        }
+        ("end-to-end, repartitioned", Some(rate)) => format!(
+            "Due to result consumed by way of another shard, at {} records/s of {size} B",
+            thousands(rate)
+        ),
+        ("plain", Some(rate)) => {
+            format!(
+                "Acknowledgement of what nobody counts, at {} records/s of {size} B",
+                thousands(rate)
+            )
+        }
         ("franz", _) => "Most records a second, 20,000 in flight, by franz-go".to_owned(),
         (kind, Some(rate)) => format!(
             "{kind} at {} requests/s of {} records of {size} B",
@@ -137,6 +150,23 @@ pub fn columns(kind: &str) -> Vec<Column> {
         Column { name: "max µs", digits: 0, of: |run| Some(run.result.latency.percentiles.max) };
     let mut columns = match kind {
         "sweep" => vec![rate, p50, p99],
+        "end-to-end" | "end-to-end, repartitioned" => vec![
+            p50,
+            p99,
+            p999,
+            max,
+            Column {
+                name: "p50 to plain",
+                digits: 2,
+                of: |run| run.figures.get("p50_to_plain").copied(),
+            },
+            Column {
+                name: "p99 to plain",
+                digits: 2,
+                of: |run| run.figures.get("p99_to_plain").copied(),
+            },
+            rate,
+        ],
         "franz" => vec![
             rate,
             Column {

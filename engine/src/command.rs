@@ -38,6 +38,8 @@ pub enum Command {
     DescribeProducers(Vec<PartitionId>),
     /// Every partition of this shard with its stored bytes.
     DescribeStorage,
+    /// What an operator keeps for a key, as far as it lives on this shard.
+    ReadState(StateQuery),
     /// A new producer id; shard 0 only.
     InitProducerId,
     /// Topics and their configuration; shard 0 only.
@@ -57,6 +59,7 @@ impl Command {
             | Self::DescribePartitions(_)
             | Self::DescribeProducers(_)
             | Self::DescribeStorage
+            | Self::ReadState(_)
             | Self::InitProducerId
             | Self::Catalog(_)
             | Self::Group(_) => 0,
@@ -81,6 +84,8 @@ pub enum Reply {
     DescribeProducers(Vec<Result<Vec<ProducerFacts>, Refusal>>),
     /// Partitions of this shard and the sizes of their stored data.
     DescribeStorage(Storage),
+    /// The entries, none if the key lives elsewhere; or that there is no such state.
+    ReadState(Option<Vec<StateEntry>>),
     /// A producer id that nobody else has.
     InitProducerId(Result<i64, Refusal>),
     /// One result for each topic asked for, in order.
@@ -89,6 +94,32 @@ pub enum Reply {
     Group(GroupReply),
     /// The command as a whole was refused (overload, wrong shard, shutting down).
     Refused(Refusal),
+}
+
+/// Asks for an operator's state.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StateQuery {
+    /// Name of the topology.
+    pub topology: String,
+    /// Name of the operator.
+    pub operator: String,
+    /// Name of the state.
+    pub state: String,
+    /// The key, as the operator's stream encodes it.
+    pub key: Bytes,
+    /// Most entries to return.
+    pub count_max: usize,
+}
+
+/// One entry of an operator's state for a key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StateEntry {
+    /// The key in a map, or the index in a list, as it is stored; empty for a value.
+    pub entry: Vec<u8>,
+    /// Version of the codec that wrote the value.
+    pub version: u8,
+    /// The value, as the codec wrote it.
+    pub value: Vec<u8>,
 }
 
 /// Batches to append, at most one for each partition, of one request.
@@ -667,6 +698,10 @@ impl TopicRoute {
 pub fn partition_shard(first_shard: ShardId, partition: u32, shard_count: u16) -> ShardId {
     ShardId(((u64::from(first_shard.0) + u64::from(partition)) % u64::from(shard_count)) as u16)
 }
+
+/// How the names of groups begin that are topologies. Each shard knows the progress of its own
+/// partitions.
+pub const TOPOLOGY_GROUPS: &str = "tidemill.";
 
 /// The shard that holds a consumer group: `murmur2(group) mod shards`.
 pub fn group_shard(group: &str, shard_count: u16) -> ShardId {

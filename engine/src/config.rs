@@ -27,6 +27,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use clap::{ArgMatches, Command};
 use tidemill_wal::limits::{BLOCK_SIZE, FRAME_SIZE_MAX};
 
 pub use self::setting::{ENVIRONMENT_PREFIX, Origin, Problem, Setting};
@@ -102,6 +103,18 @@ settings! {
         ///
         /// Until then damage to exactly the last frame would look like a write cut by a crash.
         idle_frame_delay: Duration = "20ms", "1ms" to "1m";
+    }
+
+    section "Processing" {
+        /// How long the operators of a shard's topologies may work in one step.
+        ///
+        /// Whoever waits for an acknowledgement waits for them: this long, and one call more. What is
+        /// left is done while the frame is written, and comes in the next one.
+        operator_budget: Duration = "500us", "10us" to "1s";
+        /// Memory that the state of one shard may take before its topologies rest.
+        ///
+        /// Records are taken in all the same, and wait. `/topologies` of the admin port says so.
+        state_budget: Size = "4GiB", "1MiB" to "1TiB";
     }
 
     section "Settling" {
@@ -266,6 +279,15 @@ pub enum Action {
     PrintDefault,
 }
 
+/// A command of the program that brings the node along.
+#[derive(Debug)]
+pub struct OwnCommand {
+    /// Its name.
+    pub name: String,
+    /// What it was given.
+    pub arguments: ArgMatches,
+}
+
 /// Why there is no configuration.
 #[derive(Debug)]
 pub enum LoadError {
@@ -329,13 +351,35 @@ impl Action {
         environment: impl IntoIterator<Item = (OsString, OsString)>,
         read: impl FnOnce(&Path) -> io::Result<String>,
     ) -> Result<Self, LoadError> {
-        let matches = flags::command().try_get_matches_from(arguments).map_err(LoadError::Usage)?;
+        Ok(Self::with_commands([], arguments, environment, read)?.0)
+    }
+
+    /// The same for a program that has commands of its own, which take every flag of the node beside
+    /// theirs. If one of these was asked for, it comes with its arguments, and the action is to serve.
+    pub fn with_commands(
+        commands: impl IntoIterator<Item = Command>,
+        arguments: impl IntoIterator<Item = OsString>,
+        environment: impl IntoIterator<Item = (OsString, OsString)>,
+        read: impl FnOnce(&Path) -> io::Result<String>,
+    ) -> Result<(Self, Option<OwnCommand>), LoadError> {
+        let commands: Vec<Command> = commands.into_iter().collect();
+        let names: Vec<String> =
+            commands.iter().map(|command| command.get_name().to_owned()).collect();
+        let matches = flags::command()
+            .subcommands(commands)
+            .try_get_matches_from(arguments)
+            .map_err(LoadError::Usage)?;
+        let mut own = None;
         let make = match matches.subcommand() {
+            Some((name, arguments)) if names.iter().any(|own| own == name) => {
+                own = Some(OwnCommand { name: name.to_owned(), arguments: arguments.clone() });
+                Self::Serve
+            }
             None | Some(("serve", _)) => Self::Serve,
             Some(("config", matches)) => match matches.subcommand_name() {
                 Some("show") => Self::Show,
                 Some("check") => Self::Check,
-                Some("default") => return Ok(Self::PrintDefault),
+                Some("default") => return Ok((Self::PrintDefault, None)),
                 other => unreachable!("clap lets no {other:?} through"),
             },
             Some((other, _)) => unreachable!("clap lets no {other} through"),
@@ -365,7 +409,7 @@ impl Action {
         if problems.is_empty() {
             config.check(&mut problems);
         }
-        if problems.is_empty() { Ok(make(config)) } else { Err(LoadError::Bad(problems)) }
+        if problems.is_empty() { Ok((make(config), own)) } else { Err(LoadError::Bad(problems)) }
     }
 }
 

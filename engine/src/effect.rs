@@ -187,6 +187,14 @@ pub enum MeshMessage {
         /// Whether this announces the filter after a start.
         hello: bool,
     },
+    /// The receiver's part of a topology does not get on with what it is sent, or does again. Nothing
+    /// durable depends on it.
+    TopologyFlow {
+        /// Identity of the topology.
+        topology: u64,
+        /// Whether nothing more is to be sent for now.
+        stops: bool,
+    },
 }
 
 /// For the log, as data, so that the simulator sees it too.

@@ -13,11 +13,18 @@ pub mod group;
 pub mod outbox;
 pub mod partition;
 pub mod state;
+pub mod topology;
 
 pub mod batch;
 pub mod kafka;
 
+pub mod client;
+pub mod demo;
+pub mod nexmark;
+
 pub mod admin;
 pub mod config;
+pub mod daemon;
+pub mod driver;
 pub mod exit_code;
 pub mod runtime;

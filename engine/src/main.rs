@@ -1,11 +1,10 @@
-//! The daemon: arguments to configuration to runtime.
+//! The daemon, without topologies of its own, and what it brings to try it: the queries of Nexmark,
+//! and a demonstration.
 
-use std::io::{self, IsTerminal, Write};
 use std::process;
 
-use tidemill::config::{self, Action, Config, LogFormat};
-use tidemill::exit_code::ExitCode;
-use tracing_subscriber::EnvFilter;
+use tidemill::daemon::Daemon;
+use tidemill::{demo, nexmark};
 
 fn main() -> process::ExitCode {
     #[cfg(feature = "mutations")]
@@ -14,56 +13,10 @@ fn main() -> process::ExitCode {
         assert!(is_known, "MUTATION is {name:?}, which is none");
         eprintln!("tidemill: broken on purpose: {name:?}");
     }
-    let action = Action::from_sources(std::env::args_os(), std::env::vars_os(), config::read_file);
-    let code = match action {
-        Ok(Action::Serve(config)) => serve(config),
-        Ok(Action::Show(config)) => print(&config.show()),
-        Ok(Action::Check(_)) => print("The configuration is good.\n"),
-        Ok(Action::PrintDefault) => print(&Config::default_file()),
-        Err(error) => {
-            let code = error.exit_code();
-            match &error {
-                // Help and version go to standard output, usage errors to standard error.
-                config::LoadError::Usage(usage) => _ = usage.print(),
-                config::LoadError::Bad(_) => eprintln!("{error}"),
-            }
-            code
-        }
-    };
-    code.into()
-}
-
-fn serve(config: Config) -> ExitCode {
-    log_to_stderr(&config);
-    match tidemill::runtime::serve(&config) {
-        Ok(()) => ExitCode::Success,
-        Err(error) => {
-            eprintln!("tidemill: {error}");
-            error.exit_code()
-        }
-    }
-}
-
-fn log_to_stderr(config: &Config) {
-    let filter = EnvFilter::builder().parse_lossy(&config.log_level.0);
-    let subscriber = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_ansi(io::stderr().is_terminal())
-        .with_writer(io::stderr);
-    match config.log_format {
-        LogFormat::Text => subscriber.init(),
-        LogFormat::Json => subscriber.json().init(),
-    }
-}
-
-/// Writes to standard output; a reader that went away (`| head`) is no failure.
-fn print(text: &str) -> ExitCode {
-    match io::stdout().lock().write_all(text.as_bytes()) {
-        Ok(()) => ExitCode::Success,
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::Success,
-        Err(error) => {
-            eprintln!("tidemill: standard output: {error}");
-            ExitCode::Other
-        }
+    let (daemon, own) = Daemon::from_args_with([nexmark::feed::command(), demo::command()]);
+    match own {
+        None => daemon.run(),
+        Some(own) if own.name == demo::COMMAND => demo::run(daemon, &own.arguments),
+        Some(own) => nexmark::feed::run(daemon, &own.arguments),
     }
 }

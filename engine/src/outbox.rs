@@ -23,6 +23,8 @@ struct Peer {
     next: u64,
     /// Entries the peer has not confirmed, oldest first; the last has sequence `next - 1`.
     entries: VecDeque<Bytes>,
+    /// Bytes of these.
+    size: usize,
     /// The peer has announced its filter.
     is_open: bool,
     /// Entries up to this one went, or will go, with the answer to the peer's hello.
@@ -58,8 +60,14 @@ pub struct FilterBeyondEnd {
 impl Outbox {
     /// No traffic yet.
     pub fn new(own: ShardId, shard_count: u16) -> Self {
-        let peer =
-            || Peer { next: 1, entries: VecDeque::new(), is_open: false, answered: 0, taken: 0 };
+        let peer = || Peer {
+            next: 1,
+            entries: VecDeque::new(),
+            size: 0,
+            is_open: false,
+            answered: 0,
+            taken: 0,
+        };
         Self { own, peers: (0..shard_count).map(|_| peer()).collect() }
     }
 
@@ -81,7 +89,10 @@ impl Outbox {
             Some(Kind::OutboxTaken) => {
                 peer.taken = number().map_err(|_| "an outbox filter is not 8 bytes")?;
             }
-            Some(Kind::Outbox) => peer.entries.push_back(Bytes::copy_from_slice(value)),
+            Some(Kind::Outbox) => {
+                peer.size += value.len();
+                peer.entries.push_back(Bytes::copy_from_slice(value));
+            }
             _ => return Err("not an entry of the outbox".to_owned()),
         }
         Ok(())
@@ -95,6 +106,11 @@ impl Outbox {
     /// Entries that wait for one receiver, the most.
     pub fn depth(&self) -> usize {
         self.peers.iter().map(|peer| peer.entries.len()).max().unwrap_or(0)
+    }
+
+    /// Bytes of the entries that wait for one receiver, the most.
+    pub fn size(&self) -> usize {
+        self.peers.iter().map(|peer| peer.size).max().unwrap_or(0)
     }
 
     /// The other shards.
@@ -114,6 +130,7 @@ impl Outbox {
             key: Kind::OutboxNext.key(&[&to.0.to_be_bytes()]),
             value: Some(peer.next.to_le_bytes().to_vec()),
         });
+        peer.size += entry.len();
         peer.entries.push_back(entry);
         sequence
     }
@@ -150,7 +167,7 @@ impl Outbox {
         }
         let mut first = peer.next - peer.entries.len() as u64;
         while first <= through {
-            peer.entries.pop_front();
+            peer.size -= peer.entries.pop_front().map_or(0, |entry| entry.len());
             changes.push(Change { key: entry_key(from, first), value: None });
             first += 1;
         }
@@ -168,11 +185,11 @@ impl Outbox {
         first: u64,
         entries: Vec<Bytes>,
         changes: &mut Vec<Change>,
-    ) -> Vec<Bytes> {
+    ) -> Vec<(u64, Bytes)> {
         let peer = &mut self.peers[usize::from(from.0)];
         assert!(first <= peer.taken + 1, "outbox entries of shard {} arrive with a gap", from.0);
         let known = usize::try_from(peer.taken + 1 - first).unwrap_or(usize::MAX);
-        let new: Vec<Bytes> = entries.into_iter().skip(known).collect();
+        let new: Vec<(u64, Bytes)> = (first..).zip(entries).skip(known).collect();
         if !new.is_empty() {
             peer.taken += new.len() as u64;
             changes.push(Change {
@@ -260,7 +277,8 @@ mod tests {
         let (mut a, mut b) = open_pair();
         let sequence = a.push(B, Bytes::from_static(b"x"), &mut Vec::new());
         let (first, sent) = entries(a.message(B, sequence));
-        assert_eq!(b.take(A, first, sent.clone(), &mut Vec::new()), sent);
+        let taken = b.take(A, first, sent.clone(), &mut Vec::new());
+        assert_eq!(taken, [(first, sent[0].clone())]);
         let mut changes = Vec::new();
         assert!(b.take(A, first, sent, &mut changes).is_empty());
         assert!(changes.is_empty());

@@ -38,6 +38,22 @@ pub enum Kind {
     OutboxTaken = 10,
     /// `topic id, partition` -> highest id of the producers that were forgotten.
     ForgottenProducers = 11,
+    /// `state, partition, key size, key, entry` -> version of the codec, value.
+    OperatorState = 12,
+    /// `topology, domain, operator, time, partition, key` -> nothing.
+    Timer = 13,
+    /// `topology` -> clock and event times of its newest step.
+    TopologyStep = 14,
+    /// `topology, topic id, partition` -> next offset, newest event time.
+    TopologyProgress = 15,
+    /// `topology, sender, outbox sequence` -> what came from another shard and was not taken yet.
+    TopologyArrival = 16,
+    /// `topology` -> its name, and every state that may have entries.
+    TopologyStates = 17,
+    /// `topology, sender` -> how far the entries of a shard were taken.
+    TopologyTaken = 18,
+    /// `topology` -> where the keys of its stages are.
+    TopologyPlaces = 19,
 }
 
 impl Kind {
@@ -55,6 +71,14 @@ impl Kind {
             9 => Self::OutboxNext,
             10 => Self::OutboxTaken,
             11 => Self::ForgottenProducers,
+            12 => Self::OperatorState,
+            13 => Self::Timer,
+            14 => Self::TopologyStep,
+            15 => Self::TopologyProgress,
+            16 => Self::TopologyArrival,
+            17 => Self::TopologyStates,
+            18 => Self::TopologyTaken,
+            19 => Self::TopologyPlaces,
             _ => return None,
         })
     }
@@ -112,6 +136,17 @@ impl State {
             .map(|(key, value)| (key.as_slice(), value.as_slice()))
     }
 
+    /// The entries between two keys, in key order, from either end. The first border is not behind
+    /// the second.
+    pub fn range_between<'a>(
+        &'a self,
+        from: Bound<&[u8]>,
+        to: Bound<&[u8]>,
+    ) -> impl DoubleEndedIterator<Item = (&'a [u8], &'a [u8])> + use<'a> {
+        let entries = self.entries.range::<[u8], _>((from, to));
+        entries.map(|(key, value)| (key.as_slice(), value.as_slice()))
+    }
+
     /// Takes the keys changed since the last call, each with its value now.
     pub fn take_changes(&mut self) -> Vec<Change> {
         let is_forgotten = |key: &[u8]| {
@@ -138,6 +173,11 @@ impl State {
             }
         }
         slice
+    }
+
+    /// How many entries there are.
+    pub fn count(&self) -> usize {
+        self.entries.len()
     }
 
     /// Bytes of all keys and values.

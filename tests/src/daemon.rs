@@ -347,6 +347,12 @@ pub fn dump_binary() -> &'static Path {
     FOUND.get_or_init(|| find("tidemill-dump", "TIDEMILL_DUMP_BIN"))
 }
 
+/// The node with the topologies of [`crate::exactly_once`], which Cargo builds beside this test.
+pub fn counting_binary() -> &'static Path {
+    static FOUND: OnceLock<PathBuf> = OnceLock::new();
+    FOUND.get_or_init(|| find("counting_node", "TIDEMILL_COUNTING_NODE_BIN"))
+}
+
 fn find(name: &str, variable: &str) -> PathBuf {
     if let Some(path) = std::env::var_os(variable) {
         let path = repository().join(path);

@@ -336,6 +336,13 @@ pub fn batch_of(value: &[u8]) -> Bytes {
     batch_at(now.as_millis() as i64, value)
 }
 
+/// A batch of one record with a key.
+pub fn keyed_batch(key: &str, value: &[u8]) -> Bytes {
+    let mut builder = BatchBuilder::new();
+    builder.push(NewRecord { key: Some(key.as_bytes()), value: Some(value), ..Default::default() });
+    builder.build().into_bytes()
+}
+
 /// A batch of one record with this time.
 pub fn batch_at(timestamp_ms: i64, value: &[u8]) -> Bytes {
     let mut builder = BatchBuilder::new();

@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use tidemill_tests::clients::{Client, Clients, Consume, Event, JavaTools, Produce};
-use tidemill_tests::daemon::{Daemon, Options};
+use tidemill_tests::daemon::{Daemon, Options, counting_binary};
+use tidemill_tests::peer::{Peer, batch_of};
 
 const PATIENCE: Duration = Duration::from_secs(120);
 
@@ -211,10 +212,41 @@ fn read_and_commit(daemon: &Daemon, count: u64) {
 
 /// Topic, partition, committed, end and lag of each line of `kafka-consumer-groups --describe`.
 fn offsets(output: &str) -> Vec<String> {
-    let rows = output.lines().filter(|line| line.starts_with("readers"));
+    let rows =
+        output.lines().filter(|line| line.starts_with("readers") || line.starts_with("tidemill."));
     let mut rows: Vec<String> = rows
         .map(|line| line.split_whitespace().skip(1).take(5).collect::<Vec<_>>().join(" "))
         .collect();
     rows.sort();
     rows
+}
+
+#[test]
+fn kafka_consumer_groups_shows_the_lag_of_a_topology() {
+    let node = counting_binary().display().to_string();
+    let mut daemon = Daemon::start(Options { command: vec![node], ..Options::default() });
+    let mut tools = JavaTools::start(daemon.kafka());
+    let mut peer = Peer::connect(daemon.kafka());
+    for partition in 0..4 {
+        for number in 0..5 {
+            peer.append("records", partition, batch_of(number.to_string().as_bytes()));
+        }
+    }
+    let (status, output) = tools.run("kafka-consumer-groups --list");
+    assert_eq!(status, 0, "{output}");
+    let mut groups: Vec<&str> = output.lines().collect();
+    groups.sort_unstable();
+    assert_eq!(groups, ["tidemill.copying", "tidemill.counting"]);
+    let describe = "kafka-consumer-groups --describe --group tidemill.counting";
+    let expected = ["records 0 5 5 0", "records 1 5 5 0", "records 2 5 5 0", "records 3 5 5 0"];
+    // What is acknowledged may be counted a moment later.
+    let described = (0..20).map(|_| tools.run(describe).1);
+    let is_done = |output: &String| offsets(output) == expected;
+    assert!(described.into_iter().any(|output| is_done(&output)), "{:?}", tools.run(describe));
+    let reset = "kafka-consumer-groups --reset-offsets --group tidemill.counting --topic records \
+                 --to-earliest --execute";
+    let (_, refused) = tools.run(reset);
+    let (_, output) = tools.run(describe);
+    assert!(is_done(&output), "nobody moves it: {refused}, then {output}");
+    daemon.terminate();
 }

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use bytes::Bytes;
 use serde_json::{Value, json};
 use tidemill::catalog::{Catalog, CatalogLimits};
 use tidemill::command::Routes;
@@ -10,6 +11,9 @@ use tidemill::group::stored;
 use tidemill::outbox;
 use tidemill::partition::producer::{Producer, Producers};
 use tidemill::state::Kind;
+use tidemill::topology::declared::StoredStates;
+use tidemill::topology::stored::{self as progress, Part, Position, StageEntry, StoredStep};
+use tidemill::topology::{NameId, StagePlace, TimeDomain, Timer};
 use tidemill_wal::format::{PartitionId, TopicId};
 
 /// Longest piece of a key or value that is shown as text.
@@ -168,6 +172,50 @@ fn subject(names: &Names, kind: Kind, key: &[u8]) -> Result<String, String> {
             exactly(3)?;
             format!("outbox of shard {} taken through", shard_of_key(key).ok_or_else(short)?)
         }
+        Kind::OperatorState => {
+            let (state, partition, rest) = state_of_key(key).ok_or_else(short)?;
+            format!("state {} of key {} in partition {partition}", Id(state), Shown(Some(rest)))
+        }
+        Kind::Timer => {
+            let timer = Timer::decode(key).ok_or_else(short)?;
+            let domain = match timer.domain {
+                TimeDomain::Event => "event time",
+                TimeDomain::Processing => "processing time",
+            };
+            format!(
+                "timer of operator {} of topology {} by {domain} {} for key {} in partition {}",
+                Id(timer.operator),
+                Id(timer.topology),
+                Time(timer.time_ms),
+                Shown(Some(&timer.key)),
+                timer.partition
+            )
+        }
+        Kind::TopologyStep => {
+            let topology = progress::decode_step_key(key).ok_or_else(short)?;
+            format!("newest step of topology {}", Id(topology))
+        }
+        Kind::TopologyProgress => {
+            let (topology, partition) = progress::decode_progress_key(key).ok_or_else(short)?;
+            format!("topology {} in {}", Id(topology), names.partition(partition))
+        }
+        Kind::TopologyArrival => {
+            let (topology, sender, sequence) =
+                progress::decode_arrival_key(key).ok_or_else(short)?;
+            format!("entry {sequence} of shard {sender} for topology {}", Id(topology))
+        }
+        Kind::TopologyStates => {
+            let topology = progress::decode_step_key(key).ok_or_else(short)?;
+            format!("states of topology {}", Id(topology))
+        }
+        Kind::TopologyTaken => {
+            let (topology, sender) = progress::decode_position_key(key).ok_or_else(short)?;
+            format!("entries of shard {sender} for topology {}", Id(topology))
+        }
+        Kind::TopologyPlaces => {
+            let topology = progress::decode_step_key(key).ok_or_else(short)?;
+            format!("stages of topology {}", Id(topology))
+        }
     })
 }
 
@@ -232,10 +280,118 @@ fn meaning(kind: Kind, key: &[u8], value: &[u8]) -> Result<String, String> {
             format!("{} committed {}", stored.committed.offset, Time(stored.commit_ms))
         }
         Kind::Outbox => {
+            if value.starts_with(&progress::ENTRY_MARK) {
+                let entry = Bytes::copy_from_slice(value);
+                return entry_in_words(&entry).ok_or_else(wrong);
+            }
             let changes = outbox::decode_changes(value).ok_or_else(wrong)?;
             format!("{} changes of the catalog", changes.len())
         }
+        Kind::OperatorState => {
+            let (version, value) = value.split_first().ok_or_else(wrong)?;
+            format!("{}, by version {version} of its codec", Shown(Some(value)))
+        }
+        Kind::Timer => match value.is_empty() {
+            true => "set".to_owned(),
+            false => return Err(wrong()),
+        },
+        Kind::TopologyStep => {
+            let step = StoredStep::decode(value)?;
+            let operators = step.operators_ms.iter();
+            let operators: Vec<String> = operators
+                .map(|(id, _, seen_ms)| format!("{}: {}", Id(*id), event_time(*seen_ms)))
+                .collect();
+            let marks = |marks: &[i64]| {
+                marks.iter().map(|mark_ms| mark(*mark_ms)).collect::<Vec<_>>().join(" ")
+            };
+            let heard: Vec<String> = (step.heard.iter())
+                .map(|(id, heard)| format!("{}: {}", Id(*id), marks(heard)))
+                .collect();
+            format!(
+                "clock {}, watermarks of operators [{}], heard of stages [{}]",
+                Time(step.clock_ms),
+                operators.join(", "),
+                heard.join(", ")
+            )
+        }
+        Kind::TopologyProgress => {
+            let (next_offset, newest_ms) = progress::decode_progress(value)?;
+            format!("next offset {next_offset}, newest event time {}", event_time(newest_ms))
+        }
+        Kind::TopologyArrival => {
+            entry_in_words(&Bytes::copy_from_slice(value)).ok_or_else(wrong)?
+        }
+        Kind::TopologyTaken => {
+            let Position { sequence, part, record } = Position::decode(value).ok_or_else(wrong)?;
+            format!("taken up to entry {sequence}, part {part}, record {record}")
+        }
+        Kind::TopologyPlaces => {
+            let places = progress::decode_places(value).ok_or_else(wrong)?;
+            let place = |(id, place): (&NameId, &StagePlace)| {
+                let StagePlace { partition_count, first_shard } = place;
+                format!("{}: {partition_count} partitions from shard {}", Id(*id), first_shard.0)
+            };
+            places.iter().map(place).collect::<Vec<_>>().join(", ")
+        }
+        Kind::TopologyStates => {
+            let stored = StoredStates::decode(value).ok_or_else(wrong)?;
+            let states: Vec<String> = (stored.states.iter())
+                .map(|it| format!("{}/{} ({:?} of {})", it.operator, it.name, it.kind, it.codec))
+                .collect();
+            format!("{:?}: [{}]", stored.topology, states.join(", "))
+        }
     })
+}
+
+/// The state, the partition and the key in the key of an operator's state.
+fn state_of_key(key: &[u8]) -> Option<(NameId, u32, &[u8])> {
+    let (state, rest) = key.get(1..)?.split_first_chunk::<8>()?;
+    let (partition, rest) = rest.split_first_chunk::<4>()?;
+    let (size, rest) = rest.split_first_chunk::<4>()?;
+    let key = rest.get(..u32::from_be_bytes(*size) as usize)?;
+    Some((NameId(u64::from_be_bytes(*state)), u32::from_be_bytes(*partition), key))
+}
+
+fn entry_in_words(entry: &Bytes) -> Option<String> {
+    let StageEntry { topology, version, parts } = StageEntry::decode(entry)?;
+    let parts = parts_in_words(&parts);
+    Some(format!("of topology {}, catalog version {version}: {parts}", Id(topology)))
+}
+
+/// What an entry for a topology holds, by kind.
+fn parts_in_words<'a>(parts: impl IntoIterator<Item = &'a Part>) -> String {
+    let words = |part: &Part| match part {
+        Part::Sink { id, batch } => {
+            format!("{} bytes for a sink, partition {}", batch.len(), id.index)
+        }
+        Part::Stage { stage, partition, batch, .. } => {
+            let size = batch.len();
+            format!("{size} bytes for stage {}, partition {partition}", Id(*stage))
+        }
+        Part::Mark { stage, mark } => {
+            format!("stage {} at {}", Id(*stage), self::mark(progress::mark_ms(*mark)))
+        }
+    };
+    parts.into_iter().map(words).collect::<Vec<_>>().join(", ")
+}
+
+/// A time of records, which may be before all times.
+fn event_time(time_ms: i64) -> String {
+    if time_ms == i64::MIN { "none".to_owned() } else { Time(time_ms).to_string() }
+}
+
+/// A stored mark: a time of records, or idle.
+fn mark(mark_ms: i64) -> String {
+    if mark_ms == i64::MAX { "idle".to_owned() } else { event_time(mark_ms) }
+}
+
+/// An identity that was made of names, which are in the topology's states.
+struct Id(NameId);
+
+impl fmt::Display for Id {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}", self.0.0)
+    }
 }
 
 /// Milliseconds since 1970 as a date and a time in UTC (RFC 3339).

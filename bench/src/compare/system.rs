@@ -148,7 +148,8 @@ impl Ground {
         machine::check_keeps(&self.data)
     }
 
-    fn new_directory(&self, name: &str) -> Result<PathBuf, String> {
+    /// Makes a directory of its own for something that runs.
+    pub fn new_directory(&self, name: &str) -> Result<PathBuf, String> {
         let name = format!("{name}-{}-{:08x}", std::process::id(), crate::random() as u32);
         let says = |error: std::io::Error| format!("{}: {error}", self.data.display());
         let data = Path::canonicalize(&self.data).map_err(says)?;

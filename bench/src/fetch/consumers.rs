@@ -285,7 +285,7 @@ impl Consuming {
 }
 
 /// Takes the next whole batch; a part of one at the end is passed over, as consumers do.
-fn next_batch(rest: &mut Bytes) -> Result<Option<RecordBatch>, String> {
+pub fn next_batch(rest: &mut Bytes) -> Result<Option<RecordBatch>, String> {
     if rest.len() < HEADER_SIZE {
         return Ok(None);
     }

@@ -1,6 +1,8 @@
 //! Produce requests of the Kafka protocol, encoded before the run: sending one is a copy and four
 //! bytes, reading an answer is looking at fixed places.
 
+pub mod keys;
+
 use std::net::SocketAddr;
 
 use bytes::{Buf, Bytes, BytesMut};
@@ -11,6 +13,8 @@ use tidemill::kafka::messages::{
     ProducePartition, ProducePartitionResponse, ProduceRequest, ProduceResponse, ProduceTopic,
     ProduceTopicResponse,
 };
+
+pub use self::keys::{KeyTurn, key_number};
 
 use super::{Protocol, Taken, Which};
 use crate::client::{CLIENT_ID, Leaders};

@@ -105,6 +105,11 @@ impl Installed {
         self.0.join("bin").join(name)
     }
 
+    /// A directory that it holds.
+    pub fn directory(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+
     /// Why a peer cannot be started, if it cannot.
     pub fn check(&self, peer: Peer) -> Result<(), String> {
         let needs = match peer {
@@ -320,7 +325,7 @@ fn run_to_end(name: &str, mut command: Command) -> Result<(), String> {
 }
 
 /// The first line of what a program says about itself.
-fn version_of(command: &mut Command) -> String {
+pub(super) fn version_of(command: &mut Command) -> String {
     let Ok(output) = command.output() else { return "unknown".to_owned() };
     let text = if output.stdout.is_empty() { output.stderr } else { output.stdout };
     String::from_utf8_lossy(&text).lines().next().unwrap_or("unknown").trim().to_owned()

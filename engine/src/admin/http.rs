@@ -11,11 +11,13 @@ use std::task::{Context, Poll};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use axum::extract::State;
+use axum::extract::{Path, Query, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
+use bytes::Bytes;
+use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
@@ -23,7 +25,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::{Instant, Sleep, sleep, timeout};
 
 use super::metrics;
-use super::telemetry::Telemetry;
+use super::telemetry::{OperatorFigures, ShardTelemetry, Telemetry, TopologyFigures};
+use crate::command::StateQuery;
 
 /// Most open connections: a scraper, probes and a few people. Each may hold 400 KiB of a
 /// request's head, the limit of the HTTP library, so this is 13 MiB at worst.
@@ -32,6 +35,12 @@ const CONNECTIONS_MAX: usize = 32;
 /// A connection from which nothing comes for this long is closed. Longer than the usual interval
 /// between two scrapes, which share a connection.
 const SILENCE_MAX: Duration = Duration::from_mins(2);
+
+/// Most entries of state that one page shows.
+const STATE_ENTRIES_MAX: usize = 1000;
+
+/// How long a page waits for one shard.
+const ANSWER_WAIT_MAX: Duration = Duration::from_secs(5);
 
 /// How long a stop waits for answers that are on their way.
 const DRAIN_MAX: Duration = Duration::from_secs(2);
@@ -85,6 +94,9 @@ async fn serve(
         .route("/health/live", get(live))
         .route("/health/ready", get(ready))
         .route("/metrics", get(metrics_page))
+        .route("/topologies", get(topologies))
+        .route("/topologies.dot", get(topologies_dot))
+        .route("/topologies/{topology}/state/{operator}/{state}", get(state_page))
         .with_state(telemetry);
     let listener = Gate { listener, seats: Arc::new(Semaphore::new(CONNECTIONS_MAX)) };
 
@@ -104,7 +116,8 @@ async fn serve(
 }
 
 async fn index() -> &'static str {
-    "Tidemill\n/health/live\n/health/ready\n/metrics\n"
+    "Tidemill\n/health/live\n/health/ready\n/metrics\n/topologies\n/topologies.dot\n\
+     /topologies/TOPOLOGY/state/OPERATOR/STATE?key=KEY\n"
 }
 
 async fn live() -> &'static str {
@@ -149,6 +162,146 @@ async fn metrics_page(State(telemetry): State<Arc<Telemetry>>) -> Response {
             StatusCode::INTERNAL_SERVER_ERROR.into_response()
         }
     }
+}
+
+fn operator(it: &OperatorFigures) -> Value {
+    json!({
+        "operator": it.operator,
+        "records": it.records,
+        "timers": it.timers,
+        "emitted": it.emitted,
+        "late": it.late,
+        "failed": it.failed,
+        "watermark_ms": it.watermark_ms,
+    })
+}
+
+/// Every topology: its graph, and how it is on each shard.
+async fn topologies(State(telemetry): State<Arc<Telemetry>>) -> Json<Value> {
+    let shards: Vec<_> = telemetry.shards().map(ShardTelemetry::topologies).collect();
+    let figures = |name: &str| -> Vec<Value> {
+        let of_shard = |(shard, figures): (usize, &Arc<Vec<TopologyFigures>>)| {
+            let it = figures.iter().find(|it| it.topology == name)?;
+            Some(json!({
+                "shard": shard,
+                "paused_because": it.pause,
+                "records": it.records,
+                "arrivals": it.arrivals,
+                "timers": it.timers,
+                "sent": it.sent,
+                "misplaced": it.misplaced,
+                "late": it.late,
+                "rejected": it.rejected,
+                "missed": it.missed,
+                "waiting": it.waiting,
+                "watermark_ms": it.watermark_ms,
+                "operators": it.operators.iter().map(operator).collect::<Vec<_>>(),
+            }))
+        };
+        shards.iter().enumerate().filter_map(of_shard).collect()
+    };
+    let graphs = telemetry.about.graphs.iter().map(|graph| {
+        let edges = graph.edges.iter().map(|(from, to)| json!({ "from": from, "to": to }));
+        json!({
+            "topology": graph.topology,
+            "edges": edges.collect::<Vec<_>>(),
+            "shards": figures(&graph.topology),
+        })
+    });
+    Json(graphs.collect())
+}
+
+/// Which key is asked for.
+#[derive(Debug, Deserialize)]
+struct Asked {
+    /// As text.
+    key: Option<String>,
+    /// As hexadecimal digits.
+    key_hex: Option<String>,
+}
+
+impl Asked {
+    fn bytes(self) -> Result<Bytes, &'static str> {
+        match (self.key, self.key_hex) {
+            (Some(key), None) => Ok(key.into()),
+            (None, Some(digits)) => unhex(&digits).ok_or("key_hex has to be pairs of hex digits"),
+            _ => Err("say which key: ?key=TEXT, or ?key_hex=DIGITS for bytes"),
+        }
+    }
+}
+
+/// What an operator keeps for a key, as every shard has it.
+async fn state_page(
+    State(telemetry): State<Arc<Telemetry>>,
+    Path((topology, operator, state)): Path<(String, String, String)>,
+    Query(asked): Query<Asked>,
+) -> Response {
+    let key = match asked.bytes() {
+        Ok(key) => key,
+        Err(why) => return (StatusCode::BAD_REQUEST, format!("{why}\n")).into_response(),
+    };
+    let count_max = STATE_ENTRIES_MAX + 1;
+    let query = StateQuery { topology, operator, state, key, count_max };
+    let busy = || (StatusCode::SERVICE_UNAVAILABLE, "too much to do; ask again\n").into_response();
+    let mut entries = Vec::new();
+    let mut is_known = false;
+    for shard in telemetry.shards() {
+        let Some(answered) = shard.ask(query.clone()) else { return busy() };
+        let Ok(Ok(answer)) = timeout(ANSWER_WAIT_MAX, answered).await else { return busy() };
+        is_known |= answer.is_some();
+        entries.extend(answer.into_iter().flatten());
+    }
+    if !is_known {
+        let StateQuery { topology, operator, state, .. } = query;
+        let why = format!(
+            "operator {operator:?} of topology {topology:?} has no state {state:?}, or does not run; \
+             /topologies shows what there is\n"
+        );
+        return (StatusCode::NOT_FOUND, why).into_response();
+    }
+    let is_cut = entries.len() > STATE_ENTRIES_MAX;
+    entries.truncate(STATE_ENTRIES_MAX);
+    let shown = entries.into_iter().map(|it| {
+        json!({
+            "entry": shown(&it.entry),
+            "version": it.version,
+            "value": shown(&it.value),
+        })
+    });
+    Json(json!({ "entries": shown.collect::<Vec<_>>(), "is_cut": is_cut })).into_response()
+}
+
+/// Bytes for people: as digits always, as text and as a number where they may be one.
+fn shown(bytes: &[u8]) -> Value {
+    let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    let text = std::str::from_utf8(bytes).ok().filter(|text| !text.contains(char::is_control));
+    let number = <[u8; 8]>::try_from(bytes).ok().map(i64::from_be_bytes);
+    json!({ "hex": hex, "text": text, "int64": number })
+}
+
+fn unhex(digits: &str) -> Option<Bytes> {
+    let (pairs, rest) = digits.as_bytes().as_chunks::<2>();
+    let digit = |byte: u8| char::from(byte).to_digit(16);
+    let byte = |pair: &[u8; 2]| Some((digit(pair[0])? << 4 | digit(pair[1])?) as u8);
+    let bytes: Option<Vec<u8>> = pairs.iter().map(byte).collect();
+    rest.is_empty().then_some(bytes?.into())
+}
+
+/// All graphs in the language of Graphviz.
+async fn topologies_dot(State(telemetry): State<Arc<Telemetry>>) -> String {
+    let quoted = |text: &str| format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\""));
+    let mut dot = String::from("digraph tidemill {\n");
+    for (index, graph) in telemetry.about.graphs.iter().enumerate() {
+        let name = &graph.topology;
+        dot += &format!("  subgraph cluster_{index} {{\n    label = {};\n", quoted(name));
+        for (from, to) in &graph.edges {
+            // Nodes of one name belong to one topology each.
+            let node = |node: &str| quoted(&format!("{name}: {node}"));
+            dot += &format!("    {} -> {};\n", node(from), node(to));
+        }
+        dot += "  }\n";
+    }
+    dot + "}\n"
 }
 
 /// A listener that takes a connection only when there is a seat for it.
@@ -245,16 +398,45 @@ mod tests {
     use tidemill_wal::format::{PartitionId, TopicId};
 
     use super::*;
-    use crate::admin::{About, Committed, Offsets, Outcome, PartitionEnd};
+    use crate::admin::{About, Committed, Graph, Offsets, Outcome, PartitionEnd};
 
     fn telemetry() -> Arc<Telemetry> {
+        telemetry_with(Vec::new())
+    }
+
+    fn telemetry_with(graphs: Vec<Graph>) -> Arc<Telemetry> {
         let about = About {
             version: "1.2.3",
             configuration_hash: 7,
             data_dir: PathBuf::from("/nonexistent"),
             wal_dir: None,
+            graphs,
         };
         Telemetry::new(about, 2, vec!["Produce", "Fetch"])
+    }
+
+    #[test]
+    fn topologies_are_shown_with_their_graph_and_how_they_are() {
+        let edges = vec![("topic in".to_owned(), "the \"end\"".to_owned())];
+        let graphs = vec![Graph { topology: "t".to_owned(), edges }];
+        let telemetry = telemetry_with(graphs);
+        let figures = TopologyFigures {
+            topology: "t".to_owned(),
+            pause: Some("there is no topic".to_owned()),
+            records: 3,
+            ..TopologyFigures::default()
+        };
+        telemetry.shard(1).publish_topologies(vec![figures]);
+        let server = start(&telemetry);
+        let body = page(&server, "/topologies");
+        assert!(body.contains("\"paused_because\":\"there is no topic\""), "{body}");
+        assert!(body.contains("\"records\":3"), "{body}");
+        let dot = page(&server, "/topologies.dot");
+        assert!(dot.contains(r#""t: topic in" -> "t: the \"end\"";"#), "{dot}");
+        let metrics = page(&server, "/metrics");
+        let line = r#"tidemill_topology_records_total{topology="t",shard="1"} 3"#;
+        assert!(metrics.contains(line), "{metrics}");
+        server.stop();
     }
 
     fn start(telemetry: &Arc<Telemetry>) -> Server {
@@ -380,6 +562,11 @@ mod tests {
             # UNIT tidemill_waiting_batches_bytes bytes
             tidemill_waiting_batches_bytes{shard="0"} 0.0
             tidemill_waiting_batches_bytes{shard="1"} 0.0
+            # HELP tidemill_state_bytes Keyed state, in memory and in snapshots.
+            # TYPE tidemill_state_bytes gauge
+            # UNIT tidemill_state_bytes bytes
+            tidemill_state_bytes{shard="0"} 0.0
+            tidemill_state_bytes{shard="1"} 0.0
             # HELP tidemill_wal_used_bytes Write-ahead log in use.
             # TYPE tidemill_wal_used_bytes gauge
             # UNIT tidemill_wal_used_bytes bytes

@@ -17,7 +17,7 @@ use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::{Registry, Unit};
 
-use super::telemetry::{Histogram, ShardTelemetry, Telemetry};
+use super::telemetry::{Histogram, OperatorFigures, ShardTelemetry, Telemetry, TopologyFigures};
 
 /// Content type of the page.
 pub(super) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -46,6 +46,7 @@ impl Collector for Page {
         encode_budgets(telemetry, &mut encoder)?;
         encode_apis(telemetry, &mut encoder)?;
         encode_lag(telemetry, &mut encoder)?;
+        encode_topologies(telemetry, &mut encoder)?;
         encode_disks(telemetry, &mut encoder)
     }
 }
@@ -122,6 +123,9 @@ fn rows() -> Vec<Row> {
             GAUGE,
             |shard| shard.waiting_batches.value(),
         ),
+        row("state", "Keyed state, in memory and in snapshots.", bytes.clone(), GAUGE, |shard| {
+            shard.state.value()
+        }),
         row("wal_used", "Write-ahead log in use.", bytes.clone(), GAUGE, |shard| {
             shard.wal_used.value()
         }),
@@ -347,6 +351,141 @@ fn encode_lag(telemetry: &Telemetry, encoder: &mut DescriptorEncoder) -> fmt::Re
         GAUGE,
     )?;
     gauge(&mut family, &[], omitted)
+}
+
+/// A family with one value for each topology and shard.
+struct TopologyRow {
+    name: &'static str,
+    help: &'static str,
+    kind: MetricType,
+    value: fn(&TopologyFigures) -> u64,
+}
+
+fn topology_rows() -> [TopologyRow; 10] {
+    let row = |name, help, kind, value| TopologyRow { name, help, kind, value };
+    [
+        row("topology_records", "Records of sources that were processed.", COUNTER, |it| {
+            it.records
+        }),
+        row("topology_arrivals", "Records of other shards that were processed.", COUNTER, |it| {
+            it.arrivals
+        }),
+        row("topology_timers", "Timers that fired.", COUNTER, |it| it.timers),
+        row("topology_sent", "Records that were sent to another shard.", COUNTER, |it| it.sent),
+        row(
+            "topology_misplaced",
+            "Records whose producer put them into another partition than their key's.",
+            COUNTER,
+            |it| it.misplaced,
+        ),
+        row("topology_late", "Records that came too late.", COUNTER, |it| it.late),
+        row("topology_rejected", "Calls that failed.", COUNTER, |it| it.rejected),
+        row(
+            "topology_missed",
+            "Records that retention or a deletion took before they were read.",
+            COUNTER,
+            |it| it.missed,
+        ),
+        row("topology_waiting", "Entries of other shards that wait.", GAUGE, |it| it.waiting),
+        row(
+            "topology_paused",
+            "Whether the topology does not run; the page /topologies says why.",
+            GAUGE,
+            |it| u64::from(it.pause.is_some()),
+        ),
+    ]
+}
+
+/// A family with one value for each operator, topology and shard.
+struct OperatorRow {
+    name: &'static str,
+    help: &'static str,
+    value: fn(&OperatorFigures) -> u64,
+}
+
+const OPERATOR_ROWS: [OperatorRow; 5] = [
+    OperatorRow {
+        name: "operator_records",
+        help: "Records that came to the operator.",
+        value: |it| it.records,
+    },
+    OperatorRow {
+        name: "operator_timers",
+        help: "Timers of the operator that fired.",
+        value: |it| it.timers,
+    },
+    OperatorRow {
+        name: "operator_emitted",
+        help: "Values that the operator passed on.",
+        value: |it| it.emitted,
+    },
+    OperatorRow {
+        name: "operator_late",
+        help: "Records that came too late for the operator.",
+        value: |it| it.late,
+    },
+    OperatorRow {
+        name: "operator_failed",
+        help: "Calls of the operator that failed.",
+        value: |it| it.failed,
+    },
+];
+
+fn encode_operators(
+    shards: &[Arc<Vec<TopologyFigures>>],
+    encoder: &mut DescriptorEncoder,
+) -> fmt::Result {
+    for row in OPERATOR_ROWS {
+        let mut family = encoder.encode_descriptor(row.name, row.help, None, COUNTER)?;
+        for (shard, figures) in shards.iter().enumerate() {
+            let shard = shard.to_string();
+            for figures in figures.iter() {
+                for operator in &figures.operators {
+                    let topology = escaped(&figures.topology);
+                    let name = escaped(&operator.operator);
+                    let labels =
+                        [("topology", &*topology), ("operator", &*name), ("shard", &*shard)];
+                    let value = (row.value)(operator);
+                    ConstCounter::new(value).encode(family.encode_family(&labels)?)?;
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+fn encode_topologies(telemetry: &Telemetry, encoder: &mut DescriptorEncoder) -> fmt::Result {
+    if telemetry.about.graphs.is_empty() {
+        return Ok(());
+    }
+    let mut family = encoder.encode_descriptor(
+        "operator_call",
+        "The longest call of each step: what operators add to an acknowledgement at most.",
+        Some(&Unit::Seconds),
+        MetricType::Histogram,
+    )?;
+    for (index, shard) in telemetry.shards().enumerate() {
+        let labels = [("shard", index.to_string())];
+        histogram(&mut family.encode_family(&labels)?, &[&shard.longest_call], MICROSECONDS)?;
+    }
+    let shards: Vec<_> = telemetry.shards().map(ShardTelemetry::topologies).collect();
+    for row in topology_rows() {
+        let mut family = encoder.encode_descriptor(row.name, row.help, None, row.kind)?;
+        for (shard, figures) in shards.iter().enumerate() {
+            for figures in figures.iter() {
+                let (name, shard) = (escaped(&figures.topology), shard.to_string());
+                let labels = [("topology", &*name), ("shard", &*shard)];
+                let value = (row.value)(figures);
+                match row.kind {
+                    MetricType::Counter => {
+                        ConstCounter::new(value).encode(family.encode_family(&labels)?)?;
+                    }
+                    _ => gauge(&mut family, &labels, value)?,
+                }
+            }
+        }
+    }
+    encode_operators(&shards, encoder)
 }
 
 fn encode_disks(telemetry: &Telemetry, encoder: &mut DescriptorEncoder) -> fmt::Result {

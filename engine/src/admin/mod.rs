@@ -14,6 +14,6 @@ pub mod telemetry;
 
 pub use self::http::Server;
 pub use self::telemetry::{
-    About, ApiTelemetry, Budget, Committed, Counter, Flag, Gauge, Histogram, Offsets, Outcome,
-    PartitionEnd, Scale, ShardTelemetry, Telemetry,
+    About, ApiTelemetry, Budget, Committed, Counter, Flag, Gauge, Graph, Histogram, Offsets,
+    OperatorFigures, Outcome, PartitionEnd, Scale, ShardTelemetry, Telemetry, TopologyFigures,
 };

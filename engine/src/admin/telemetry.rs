@@ -4,12 +4,17 @@
 //! uncontended `fetch_add` and never waits for another core. Sums over shards are made at scrape.
 //! Values of one scrape are not of one instant; metrics do not need that.
 
+use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::task::Waker;
 
 use crossbeam_utils::CachePadded;
 use tidemill_wal::format::PartitionId;
+use tokio::sync::oneshot;
+
+use crate::command::{StateEntry, StateQuery};
 
 /// Only grows.
 #[derive(Debug, Default)]
@@ -262,11 +267,75 @@ pub struct Offsets {
     pub ends: Vec<PartitionEnd>,
 }
 
+/// A topology as a picture.
+#[derive(Debug, Clone, Default)]
+pub struct Graph {
+    /// Its name.
+    pub topology: String,
+    /// What follows what: topics, keys and operators by name.
+    pub edges: Vec<(String, String)>,
+}
+
+/// What a topology does on one shard.
+#[derive(Debug, Clone, Default)]
+pub struct TopologyFigures {
+    /// Its name.
+    pub topology: String,
+    /// Why it does not run.
+    pub pause: Option<String>,
+    /// Records of its sources.
+    pub records: u64,
+    /// Records from other shards.
+    pub arrivals: u64,
+    /// Timers that fired.
+    pub timers: u64,
+    /// Records that were sent to another shard.
+    pub sent: u64,
+    /// Records that their producers had put into a wrong partition.
+    pub misplaced: u64,
+    /// Records that came too late.
+    pub late: u64,
+    /// Records and timers that could not be processed.
+    pub rejected: u64,
+    /// Entries of other shards that wait for their turn.
+    pub waiting: u64,
+    /// Records that retention or a deletion took before they were read.
+    pub missed: u64,
+    /// The oldest event time of an operator, in milliseconds since 1970, if there is one.
+    pub watermark_ms: Option<i64>,
+    /// Its operators.
+    pub operators: Vec<OperatorFigures>,
+}
+
+/// What an operator of a topology does on one shard.
+#[derive(Debug, Clone, Default)]
+pub struct OperatorFigures {
+    /// Its name.
+    pub operator: String,
+    /// Records that came to it.
+    pub records: u64,
+    /// Timers of it that fired.
+    pub timers: u64,
+    /// Values that it passed on.
+    pub emitted: u64,
+    /// Records that came too late for it.
+    pub late: u64,
+    /// Calls of it that failed.
+    pub failed: u64,
+    /// Its event time, in milliseconds since 1970, if it has one.
+    pub watermark_ms: Option<i64>,
+}
+
+/// Questions that may wait for one shard.
+const QUESTIONS_MAX: usize = 64;
+
 /// One shard's block. Sizes are bytes.
 #[derive(Debug)]
 pub struct ShardTelemetry {
     /// Microseconds from a frame's submission until it is durable.
     pub commit_latency: Histogram,
+    /// Microseconds of the longest call of operators in each step that had any.
+    pub longest_call: Histogram,
     /// Sizes of frames with steps in them.
     pub frame_size: Histogram,
     /// Frames with steps that became durable.
@@ -287,6 +356,8 @@ pub struct ShardTelemetry {
     pub settle_lag: Gauge,
     /// Bytes in the memory tail.
     pub tail: Gauge,
+    /// Bytes of keyed state.
+    pub state: Gauge,
     /// The disk is full: this shard refuses what would need room.
     pub disk_full: Flag,
     /// Bytes of extents that the scrub has read.
@@ -316,12 +387,27 @@ pub struct ShardTelemetry {
     pub cold_read_budget: Budget,
     apis: Box<[ApiTelemetry]>,
     offsets: Mutex<Arc<Offsets>>,
+    topologies: Mutex<Arc<Vec<TopologyFigures>>>,
+    questions: Mutex<VecDeque<Question>>,
+    has_questions: Flag,
+    /// Wakes the shard's loop.
+    waker: OnceLock<Waker>,
+}
+
+/// What somebody wants to know of a shard's state.
+#[derive(Debug)]
+pub struct Question {
+    /// What.
+    pub query: StateQuery,
+    /// Where the answer goes, if anybody still waits.
+    pub answer: oneshot::Sender<Option<Vec<StateEntry>>>,
 }
 
 impl ShardTelemetry {
     fn new(api_count: usize) -> Self {
         Self {
             commit_latency: Histogram::new(COMMIT_LATENCY),
+            longest_call: Histogram::new(COMMIT_LATENCY),
             frame_size: Histogram::new(FRAME_SIZE),
             frames: Counter::default(),
             idle_frames: Counter::default(),
@@ -332,6 +418,7 @@ impl ShardTelemetry {
             wal_capacity: Gauge::default(),
             settle_lag: Gauge::default(),
             tail: Gauge::default(),
+            state: Gauge::default(),
             disk_full: Flag::default(),
             scrubbed: Counter::default(),
             damage: Counter::default(),
@@ -347,6 +434,10 @@ impl ShardTelemetry {
             cold_read_budget: Budget::default(),
             apis: (0..api_count).map(|_| ApiTelemetry::new()).collect(),
             offsets: Mutex::default(),
+            topologies: Mutex::default(),
+            questions: Mutex::default(),
+            has_questions: Flag::default(),
+            waker: OnceLock::new(),
         }
     }
 
@@ -358,17 +449,64 @@ impl ShardTelemetry {
     /// Replaces what this shard contributes to group lag; about once a second. The lock is held
     /// for the exchange of a pointer, on both sides.
     pub fn publish_offsets(&self, offsets: Offsets) {
-        let fresh = Arc::new(offsets);
-        let stale = {
-            let mut slot = self.offsets.lock().unwrap_or_else(PoisonError::into_inner);
-            std::mem::replace(&mut *slot, fresh)
-        };
-        drop(stale);
+        publish(&self.offsets, offsets);
+    }
+
+    /// Replaces what is known of this shard's topologies; about once a second.
+    pub fn publish_topologies(&self, topologies: Vec<TopologyFigures>) {
+        publish(&self.topologies, topologies);
+    }
+
+    /// The shard's loop says how it is woken; once.
+    pub fn install(&self, waker: Waker) {
+        let _ = self.waker.set(waker);
+    }
+
+    /// Asks the shard. `None` if too many questions are open.
+    pub(super) fn ask(
+        &self,
+        query: StateQuery,
+    ) -> Option<oneshot::Receiver<Option<Vec<StateEntry>>>> {
+        let (answer, answered) = oneshot::channel();
+        {
+            let mut questions = self.questions.lock().unwrap_or_else(PoisonError::into_inner);
+            if questions.len() >= QUESTIONS_MAX {
+                return None;
+            }
+            questions.push_back(Question { query, answer });
+        }
+        self.has_questions.set(true);
+        if let Some(waker) = self.waker.get() {
+            waker.wake_by_ref();
+        }
+        Some(answered)
+    }
+
+    /// What was asked since the last call; looked at in every turn of the shard's loop.
+    pub fn take_questions(&self) -> VecDeque<Question> {
+        if !self.has_questions.is_set() {
+            return VecDeque::new();
+        }
+        self.has_questions.set(false);
+        std::mem::take(&mut *self.questions.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    pub(super) fn topologies(&self) -> Arc<Vec<TopologyFigures>> {
+        Arc::clone(&self.topologies.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     pub(super) fn offsets(&self) -> Arc<Offsets> {
         Arc::clone(&self.offsets.lock().unwrap_or_else(PoisonError::into_inner))
     }
+}
+
+fn publish<T>(slot: &Mutex<Arc<T>>, fresh: T) {
+    let fresh = Arc::new(fresh);
+    let stale = {
+        let mut slot = slot.lock().unwrap_or_else(PoisonError::into_inner);
+        std::mem::replace(&mut *slot, fresh)
+    };
+    drop(stale);
 }
 
 /// What does not change while the node runs.
@@ -382,6 +520,8 @@ pub struct About {
     pub data_dir: PathBuf,
     /// Directory of the WAL, if it is elsewhere.
     pub wal_dir: Option<PathBuf>,
+    /// Its topologies.
+    pub graphs: Vec<Graph>,
 }
 
 /// Everything that the admin port knows.

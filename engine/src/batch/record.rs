@@ -58,6 +58,11 @@ impl RecordIter {
         Self { batch: batch.clone(), rest: records, index: 0, ended: false }
     }
 
+    /// Offset of the batch's last record.
+    pub fn last_offset(&self) -> u64 {
+        self.batch.last_offset()
+    }
+
     fn record(&mut self) -> Option<Record> {
         let size = usize::try_from(varint(&mut self.rest)?).ok()?;
         if size > self.rest.len() {
@@ -217,16 +222,20 @@ impl BatchBuilder {
         self
     }
 
-    /// Adds a record.
+    /// Adds a record, of any time.
     pub fn push(&mut self, record: NewRecord<'_>) {
         if self.record_count == 0 {
             self.base_timestamp = record.timestamp_ms;
         }
+        let delta = record.timestamp_ms.checked_sub(self.base_timestamp).unwrap_or_else(|| {
+            self.count_from_1970();
+            record.timestamp_ms
+        });
         self.max_timestamp = self.max_timestamp.max(record.timestamp_ms);
         let fields = &mut self.record;
         fields.clear();
         fields.put_i8(0); // Attributes: none exist.
-        put_varint(fields, record.timestamp_ms.wrapping_sub(self.base_timestamp));
+        put_varint(fields, delta);
         put_varint(fields, self.record_count.into());
         put_bytes(fields, record.key);
         put_bytes(fields, record.value);
@@ -235,9 +244,31 @@ impl BatchBuilder {
             put_bytes(fields, Some(key));
             put_bytes(fields, *value);
         }
-        put_varint(&mut self.bytes, fields.len() as i64);
-        self.bytes.put_slice(fields);
+        self.put_record();
         self.record_count += 1;
+    }
+
+    /// Appends the record whose fields are there.
+    fn put_record(&mut self) {
+        put_varint(&mut self.bytes, self.record.len() as i64);
+        self.bytes.put_slice(&self.record);
+    }
+
+    /// Two times are too far apart for a difference of 64 bits: from now on all are told from 1970.
+    fn count_from_1970(&mut self) {
+        let base = std::mem::take(&mut self.base_timestamp);
+        let mut records = self.bytes.split_off(HEADER_SIZE).freeze();
+        for _ in 0..self.record_count {
+            let size = varint(&mut records).expect("a record of ours has a size");
+            let mut rest = records.split_to(size as usize);
+            let attributes = rest.get_i8();
+            let delta = varint(&mut rest).expect("a record of ours has a time");
+            self.record.clear();
+            self.record.put_i8(attributes);
+            put_varint(&mut self.record, base + delta);
+            self.record.put_slice(&rest);
+            self.put_record();
+        }
     }
 
     /// Bytes so far, header included.
@@ -273,5 +304,46 @@ impl BatchBuilder {
         self.bytes[..HEADER_SIZE].copy_from_slice(header.as_bytes());
         seal(&mut self.bytes);
         RecordBatch::stored(self.bytes.freeze()).expect("it is what was built")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is built of records of these times, as it is read.
+    fn check(times: &[i64]) {
+        let mut builder = BatchBuilder::new();
+        for (index, timestamp_ms) in times.iter().enumerate() {
+            let key = [index as u8; 200];
+            let headers = [(&b"name"[..], None), (&key[..3], Some(&b"value"[..]))];
+            builder.push(NewRecord {
+                timestamp_ms: *timestamp_ms,
+                key: Some(&key[..index]),
+                value: None,
+                headers: &headers,
+            });
+        }
+        let batch = builder.build();
+        assert_eq!(batch.max_timestamp_ms(), *times.iter().max().expect("some"), "{times:?}");
+        let records = batch.records(1 << 20).expect("it is not compressed");
+        let read: Vec<Record> = records.collect::<Result<_, _>>().expect("all can be read");
+        for (index, record) in read.iter().enumerate() {
+            assert_eq!(record.offset, index as u64, "{times:?}");
+            let key = record.key.as_deref().expect("a key");
+            assert!(key.len() == index && key.iter().all(|it| *it == index as u8), "{times:?}");
+            assert_eq!(record.headers.len(), 2, "{times:?}");
+        }
+        let read: Vec<i64> = read.into_iter().map(|record| record.timestamp_ms).collect();
+        assert_eq!(read, times);
+    }
+
+    #[test]
+    fn records_of_any_times_share_a_batch() {
+        check(&[5, 3, 9]);
+        check(&[i64::MIN, i64::MAX]);
+        check(&[i64::MAX, i64::MIN]);
+        check(&[1, 2, i64::MAX, -2, i64::MIN, 0, -1]);
+        check(&[-2, -1, i64::MAX, i64::MAX - 1, i64::MIN, i64::MIN]);
     }
 }

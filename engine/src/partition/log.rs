@@ -136,6 +136,12 @@ impl Log {
         moved
     }
 
+    /// The first batch of the tail with a record at or after `offset`, durable or not.
+    pub fn batch_at(&self, offset: u64) -> Option<&TailBatch> {
+        let first = self.tail.partition_point(|batch| batch.last_offset < offset);
+        self.tail.get(first)
+    }
+
     /// Durable batches of the tail from the one that holds `offset`, at most `bytes_max` bytes but
     /// at least one. `None` if `offset` is before the tail.
     pub fn read(&self, offset: u64, bytes_max: u64) -> Option<Vec<&TailBatch>> {

@@ -114,6 +114,11 @@ impl Hub {
         Self { shared, connections: HashMap::new(), next_connection: 0 }
     }
 
+    /// A ticket whose answer no connection gets.
+    pub(super) fn reserve_ticket(&mut self) -> Ticket {
+        self.shared.tickets.reserve()
+    }
+
     /// Takes a new connection, unless there are too many.
     pub(super) fn open(&mut self, socket: Socket) {
         let telemetry = self.shared.telemetry();

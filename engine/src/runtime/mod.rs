@@ -18,6 +18,7 @@ pub mod mesh;
 mod node;
 mod placement;
 pub mod ring;
+mod serving;
 mod signals;
 pub mod tickets;
 mod uring;
@@ -26,7 +27,8 @@ mod worker;
 use std::io;
 use std::path::Path;
 
-pub use node::{ServeError, serve};
+pub use node::{ServeError, serve, serve_beside};
+pub use serving::Serving;
 
 use crate::admin::telemetry::Outcome;
 use crate::kafka::error_code::ErrorCode;

@@ -25,12 +25,13 @@ use super::identity::{self, Identity, IdentityError, shard_directory};
 use super::listener;
 use super::mesh::{Doorbell, Port, RING_CAPACITY, connect};
 use super::placement;
+use super::serving::Serving;
 use super::signals::StopSignals;
 use super::uring::{EventFd, Uring};
 use super::worker::{Budgets, Outside, Phase, Places, Worker};
 use crate::admin::Server;
 use crate::admin::notify::Notify;
-use crate::admin::telemetry::{About, Telemetry};
+use crate::admin::telemetry::{About, Graph, Telemetry};
 use crate::catalog::CatalogLimits;
 use crate::config::{self, Advertise, Config, SyncChoice};
 use crate::exit_code::ExitCode;
@@ -38,6 +39,7 @@ use crate::group::GroupLimits;
 use crate::kafka::api_key::ApiKey;
 use crate::kafka::session::{Advertise as Advertised, Endpoint, NodeFacts};
 use crate::shard::{OpenError, Shard, ShardOptions};
+use crate::topology::Plan;
 
 /// A killed predecessor's writes end within this time, or somebody else lives.
 const LOCK_WAIT: Duration = Duration::from_secs(5);
@@ -159,6 +161,7 @@ fn open_exit_code(error: &OpenError) -> ExitCode {
         OpenError::Directory(error) => directory_exit_code(error),
         OpenError::Disk(_) => ExitCode::DiskFailed,
         OpenError::Store(_) | OpenError::Scan(_) | OpenError::Contents(_) => ExitCode::Corruption,
+        OpenError::Topology(..) => ExitCode::Configuration,
     }
 }
 
@@ -171,8 +174,19 @@ enum Event {
     FailedToStart { what: &'static str, source: io::Error },
 }
 
-/// Serves until a signal asks to stop. Returns when every shard's WAL is sealed.
-pub fn serve(config: &Config) -> Result<(), ServeError> {
+/// Serves until a signal asks to stop, and runs these topologies. Returns when every shard's WAL is
+/// sealed.
+pub fn serve(config: &Config, topologies: &[Arc<Plan>]) -> Result<(), ServeError> {
+    serve_beside(config, topologies, |_| ())
+}
+
+/// The same, and calls `begin` as soon as the node takes connections. What it starts has to end by
+/// itself when the node stops; the threads that it starts do not take the signals.
+pub fn serve_beside(
+    config: &Config,
+    topologies: &[Arc<Plan>],
+    begin: impl FnOnce(Serving),
+) -> Result<(), ServeError> {
     let signals =
         StopSignals::block().map_err(|source| ServeError::System { what: "signals", source })?;
     let notify = Notify::new(std::env::var_os("NOTIFY_SOCKET"));
@@ -200,12 +214,14 @@ pub fn serve(config: &Config) -> Result<(), ServeError> {
         configuration_hash: config.hash(),
         data_dir: config.data_dir.clone(),
         wal_dir: config.wal_dir.clone(),
+        graphs: topologies.iter().map(graph).collect(),
     };
     let api_names = ApiKey::ALL.iter().map(|api| api.name()).collect();
     let telemetry = Telemetry::new(about, shard_count, api_names);
     let admin = start_admin(config, &telemetry)?;
     let node = Node {
         config,
+        topologies,
         identity: &identity,
         places,
         telemetry: telemetry.clone(),
@@ -229,8 +245,11 @@ pub fn serve(config: &Config) -> Result<(), ServeError> {
     wait_until_listening(&received, shard_count);
     node.greet(durable_write, started.elapsed(), replayed);
     notify.ready();
+    let serving = Serving::new(telemetry.clone(), config.kafka_listen, shard_count);
+    begin(serving.clone());
 
     while !signals.wait(Duration::from_secs(3600)) {}
+    serving.set_stopping();
     tracing::info!("stopping: open requests are finished, then the WAL is sealed");
     notify.stopping();
     telemetry.set_stopping();
@@ -248,6 +267,11 @@ pub fn serve(config: &Config) -> Result<(), ServeError> {
     Ok(())
 }
 
+/// A topology's picture for the admin port.
+fn graph(plan: &Arc<Plan>) -> Graph {
+    Graph { topology: plan.name().to_owned(), edges: plan.edges().to_vec() }
+}
+
 fn ring_all(doorbells: &[Doorbell]) {
     for doorbell in doorbells {
         doorbell.ring();
@@ -256,6 +280,7 @@ fn ring_all(doorbells: &[Doorbell]) {
 
 struct Node<'a> {
     config: &'a Config,
+    topologies: &'a [Arc<Plan>],
     identity: &'a Identity,
     places: Places,
     telemetry: Arc<Telemetry>,
@@ -284,6 +309,7 @@ impl Node<'_> {
             budgets: Budgets {
                 cold_reads: self.config.cold_read_budget.bytes() as usize,
                 spin: self.config.spin,
+                operators: self.config.operator_budget,
             },
             telemetry: self.telemetry.clone(),
             clock: self.clock,
@@ -351,6 +377,8 @@ impl Node<'_> {
             settle_sync_size: config.settle_sync_size.bytes() as usize,
             readers_max: config.connections_max as usize,
             waiting_batches_size_max: config.receive_budget.bytes() as usize / 2,
+            topologies: self.topologies.to_vec(),
+            state_budget: config.state_budget.bytes(),
         })
     }
 
@@ -501,6 +529,10 @@ impl ShardStart {
                 block.recovery_total.set(segments_size(&storage));
                 let mut progress = |bytes| block.recovery_done.set(bytes);
                 let opened = Shard::open(&mut storage, self.options, now, &mut progress)?;
+                // Every shard knows the same topics, but not in every crash; the first decides.
+                if shard == 0 {
+                    opened.shard.check_topics()?;
+                }
                 Ok((opened, storage.into_lock()))
             });
         let (opened, _lock) = match opened {

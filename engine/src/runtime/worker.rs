@@ -16,6 +16,7 @@ use socket2::Socket;
 use tidemill_wal::commit::FrameWrite;
 use tidemill_wal::disk::{DiskFault, DiskOp, SyncMethod};
 use tidemill_wal::format::{FileName, FrameKind};
+use tokio::sync::oneshot;
 
 use super::helper::{Helper, Mailbox, Request};
 use super::hub::Hub;
@@ -26,11 +27,17 @@ use super::log::{InFlight, LogWriter};
 use super::mesh::{Arrival, Packet};
 use super::tickets::ConnectionId;
 use super::uring::{Completion, EventFd, Token};
-use crate::admin::telemetry::{Committed, Offsets, PartitionEnd};
-use crate::command::Reply;
-use crate::effect::{Effect, Input, Notice, ReadId};
+use crate::admin::telemetry::{
+    Committed, Offsets, OperatorFigures, PartitionEnd, Question, TopologyFigures,
+};
+use crate::command::{Command, Reply, StateEntry, Ticket};
+use crate::effect::{Effect, Input, Notice, Now, ReadId};
 use crate::exit_code::ExitCode;
-use crate::shard::{Gauges, Shard};
+use crate::shard::{Gauges, Shard, TopologyFacts};
+use crate::topology::OperatorCounts;
+
+/// A call of an operator that takes longer is told of.
+const CALL_TIME_NOTABLE: Duration = Duration::from_millis(100);
 
 /// Steps between two looks at what the disk and the sockets completed.
 const STEPS_MAX: usize = 1024;
@@ -89,6 +96,8 @@ pub struct Budgets {
     pub cold_reads: usize,
     /// How long to look for more before sleeping.
     pub spin: Duration,
+    /// How long operators may work in one step.
+    pub operators: Duration,
 }
 
 /// The loop's own belongings.
@@ -104,6 +113,12 @@ pub struct Worker {
     places: Places,
     phase: Arc<Phase>,
     shard_count: usize,
+    /// How long operators may work in one step.
+    operator_budget: Duration,
+    /// Topologies have more to do, and are to go on at once.
+    has_work: bool,
+    /// Those who asked for state and wait.
+    questions: HashMap<Ticket, oneshot::Sender<Option<Vec<StateEntry>>>>,
     /// How long to look for more before sleeping.
     spin: Duration,
     effects: Vec<Effect>,
@@ -180,6 +195,9 @@ impl Worker {
             places,
             phase,
             spin: budgets.spin,
+            operator_budget: budgets.operators,
+            has_work: false,
+            questions: HashMap::new(),
             effects: Vec::new(),
             completions: Vec::new(),
             requests: VecDeque::new(),
@@ -199,6 +217,7 @@ impl Worker {
 
     fn serve(&mut self, socket: Socket, is_listening: impl FnOnce()) -> io::Result<()> {
         self.hub.shared.port.doorbell().install(Waker::from(self.awakener.clone()));
+        self.hub.shared.telemetry().install(Waker::from(self.awakener.clone()));
         self.watch_doorbell()?;
         let mut unbound = Some((socket, is_listening));
         let mut listener: Option<Listener> = None;
@@ -263,6 +282,12 @@ impl Worker {
 
     /// Moves what other threads sent into the inbox.
     fn take_in(&mut self) {
+        for Question { query, answer } in self.hub.shared.telemetry().take_questions() {
+            let ticket = self.hub.reserve_ticket();
+            self.questions.insert(ticket, answer);
+            let command = Command::ReadState(query);
+            self.hub.shared.inbox.push_back(Input::Command { ticket, command });
+        }
         for input in self.mailbox.take() {
             match &input {
                 Input::ReadDone { read, .. } => self.cold_reads.finish(*read),
@@ -299,7 +324,35 @@ impl Worker {
             let Some(input) = input else { break };
             self.shard.step(now, input, &mut self.effects);
         }
+        self.process(now);
         self.shard.flush(now, &mut self.effects);
+    }
+
+    /// Lets topologies work for their time, and measures how long one call of theirs holds up
+    /// everybody else.
+    fn process(&mut self, now: Now) {
+        let started = Instant::now();
+        let (mut last, mut longest) = (started, Duration::ZERO);
+        let budget = self.operator_budget;
+        let mut goes_on = || {
+            let asked = Instant::now();
+            longest = longest.max(asked - last);
+            last = asked;
+            asked - started < budget
+        };
+        self.has_work = self.shard.process(now, &mut goes_on, &mut self.effects);
+        if last == started {
+            return;
+        }
+        let longest = longest.max(last.elapsed());
+        self.hub.shared.telemetry().longest_call.record(longest.as_micros() as u64);
+        if longest >= CALL_TIME_NOTABLE {
+            tracing::warn!(
+                shard = self.shard.id().0,
+                took_ms = longest.as_millis() as u64,
+                "an operator held up its shard; do long work elsewhere"
+            );
+        }
     }
 
     /// Lets connections be read, or not.
@@ -321,7 +374,17 @@ impl Worker {
                     self.write(write);
                     is_writing = true;
                 }
+                Effect::Reply { ticket, reply: Reply::ReadState(entries) } => {
+                    // Who asked may have gone.
+                    if let Some(answer) = self.questions.remove(&ticket) {
+                        let _ = answer.send(entries);
+                    }
+                }
                 Effect::Reply { ticket, mut reply } => {
+                    if !self.questions.is_empty() {
+                        // Refused; who asked hears it by that.
+                        self.questions.remove(&ticket);
+                    }
                     self.complete_storage(&mut reply);
                     if ticket.origin == self.shard.id() {
                         self.hub.on_reply(ticket, reply);
@@ -452,6 +515,7 @@ impl Worker {
         telemetry.waiting_batches.set(gauges.waiting_batches_size);
         telemetry.wal_used.set(gauges.wal_used);
         telemetry.wal_capacity.set(gauges.wal_capacity);
+        telemetry.state.set(gauges.state_size);
         telemetry.disk_full.set(gauges.is_disk_full);
         self.jobs.set_pace(pace(self.places.settle_rate, &gauges));
         let now_ms = self.hub.shared.clock.now().monotonic_ms;
@@ -477,7 +541,14 @@ impl Worker {
             partition,
             offset,
         });
-        telemetry.publish_offsets(Offsets { committed: committed.collect(), ends: ends.collect() });
+        let read = self.shard.topology_progress().map(|(name, partition, offset)| Committed {
+            group: format!("tidemill.{name}").into(),
+            partition,
+            offset,
+        });
+        let committed = committed.chain(read).collect();
+        telemetry.publish_offsets(Offsets { committed, ends: ends.collect() });
+        telemetry.publish_topologies(self.shard.topologies().map(figures).collect());
         Ok(())
     }
 
@@ -517,7 +588,8 @@ impl Worker {
     fn wait(&mut self, pause_until_ms: Option<u64>) -> io::Result<()> {
         let shared = &mut self.hub.shared;
         let has_input = !shared.inbox.is_empty() && self.shard.accepts();
-        let may_sleep = !has_input && shared.unflushed.is_empty() && !shared.has_eased();
+        let may_sleep =
+            !has_input && !self.has_work && shared.unflushed.is_empty() && !shared.has_eased();
         if !may_sleep {
             return shared.uring.wait(Duration::ZERO, &mut self.completions);
         }
@@ -590,4 +662,33 @@ fn die_of_disk(fault: &DiskFault) -> ! {
 fn die(code: ExitCode, reason: &str) -> ! {
     tracing::error!(reason, exit_code = code.number(), "the node ends");
     std::process::exit(i32::from(code.number()))
+}
+
+fn figures(facts: TopologyFacts<'_>) -> TopologyFigures {
+    let TopologyFacts { plan, pause, counts, watermark_ms, waiting, operators } = facts;
+    let known = |time_ms: i64| (time_ms != i64::MIN).then_some(time_ms);
+    let operator = |(name, counts, time_ms): (&str, OperatorCounts, i64)| OperatorFigures {
+        operator: name.to_owned(),
+        records: counts.records,
+        timers: counts.timers,
+        emitted: counts.emitted,
+        late: counts.late,
+        failed: counts.failed,
+        watermark_ms: known(time_ms),
+    };
+    TopologyFigures {
+        topology: plan.name().to_owned(),
+        pause: pause.map(str::to_owned),
+        records: counts.records,
+        arrivals: counts.arrivals,
+        timers: counts.timers,
+        sent: counts.sent,
+        misplaced: counts.misplaced,
+        late: counts.late,
+        rejected: counts.rejected,
+        waiting,
+        missed: counts.missed,
+        watermark_ms: watermark_ms.and_then(known),
+        operators: operators.into_iter().map(operator).collect(),
+    }
 }

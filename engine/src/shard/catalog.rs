@@ -11,6 +11,7 @@ use crate::command::{CatalogCommand, Refusal, Refused, Reply, Ticket};
 use crate::effect::{Change, Effect, MeshMessage, Outcome};
 use crate::outbox::{decode_changes, encode_changes};
 use crate::state::Kind;
+use crate::topology::stored::{ENTRY_MARK, decode_progress_key};
 
 /// Ids that one durable block grants: a crash wastes at most so many.
 const PRODUCER_ID_BLOCK: i64 = 1000;
@@ -154,6 +155,12 @@ impl Shard {
             let prefix = kind.key(&[&topic.0]);
             keys.extend(self.state.range(&prefix).map(|(key, _)| key.to_vec()));
         }
+        let progress = Kind::TopologyProgress.key(&[]);
+        let is_of_topic = |key: &[u8]| {
+            decode_progress_key(key).is_some_and(|(_, partition)| partition.topic == topic)
+        };
+        let read = self.state.range(&progress).map(|(key, _)| key).filter(|key| is_of_topic(key));
+        keys.extend(read.map(<[u8]>::to_vec));
         for key in keys {
             // Found in the frame by whoever replays it: the topic's own tombstone says it all, so
             // these need no entry in the WAL, only in the next delta file.
@@ -173,9 +180,14 @@ impl Shard {
         effects: &mut Vec<Effect>,
     ) {
         match message {
-            MeshMessage::Outbox { first, entries } => {
-                self.take_entries(from, first, entries, effects)
+            MeshMessage::Outbox { first, entries } if self.must_hold(from, &entries) => {
+                self.hold_entries(from, first, entries);
             }
+            MeshMessage::Outbox { first, entries } => {
+                self.take_held_of(from, effects);
+                self.take_entries(from, first, entries, effects);
+            }
+            MeshMessage::TopologyFlow { topology, stops } => self.on_flow(from, topology, stops),
             MeshMessage::OutboxDurable { through, hello } => {
                 let mut changes = Vec::new();
                 match self.outbox.on_confirmed(from, through, hello, &mut changes) {
@@ -194,7 +206,7 @@ impl Shard {
         }
     }
 
-    fn take_entries(
+    pub(super) fn take_entries(
         &mut self,
         from: ShardId,
         first: u64,
@@ -203,15 +215,36 @@ impl Shard {
     ) {
         let mut changes = Vec::new();
         let new = self.outbox.take(from, first, entries, &mut changes);
-        for entry in new {
+        let mut has_arrivals = false;
+        for (sequence, entry) in new {
+            if entry.starts_with(&ENTRY_MARK) {
+                self.take_topology_entry(from, sequence, &entry);
+                has_arrivals = true;
+                continue;
+            }
             let Some(changes) = decode_changes(&entry) else {
                 panic!("an outbox entry of shard {} cannot be read", from.0);
             };
             self.apply_catalog(changes, effects);
         }
         // The filter comes last: if all this takes two frames, the first one alone must not say
-        // that everything was taken. To apply an entry again changes nothing.
-        for change in changes {
+        // that everything was taken. To apply an entry of the catalog again changes nothing; one for
+        // a topology may be taken in this step, or is recorded at its end.
+        if has_arrivals || self.topologies.has_arrived(from) {
+            self.on_arrived(from, changes);
+        } else {
+            self.confirm_entries(from, changes, effects);
+        }
+    }
+
+    /// Records how far another shard's entries were taken, and tells it once that is durable.
+    pub(super) fn confirm_entries(
+        &mut self,
+        from: ShardId,
+        filter: Vec<Change>,
+        effects: &mut Vec<Effect>,
+    ) {
+        for change in filter {
             self.record(change);
         }
         let confirmation = self.outbox.confirmation(from, false);

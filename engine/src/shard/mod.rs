@@ -15,6 +15,7 @@ mod read;
 mod room;
 #[cfg(test)]
 mod tests;
+mod topology;
 mod upkeep;
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
@@ -37,8 +38,10 @@ use crate::partition::fetch::Readers;
 use crate::partition::log::{Log, TailBatch};
 use crate::partition::producer::Producers;
 use crate::state::State;
+use crate::topology::Plan;
 
 pub use open::{OpenError, Opened};
+pub use topology::TopologyFacts;
 
 /// What a shard is told at its start.
 #[derive(Debug, Clone)]
@@ -79,6 +82,10 @@ pub struct ShardOptions {
     pub readers_max: usize,
     /// Bytes of batches that may wait for room in the log.
     pub waiting_batches_size_max: usize,
+    /// Topologies that run here.
+    pub topologies: Vec<Arc<Plan>>,
+    /// Bytes of memory that the shard's state may take before topologies rest.
+    pub state_budget: u64,
 }
 
 /// Part of the WAL's capacity that only deletions, retention and settling may use, so that room
@@ -154,6 +161,7 @@ pub struct Shard {
     dirty_partitions: BTreeSet<PartitionId>,
     dirty_producers: BTreeSet<(PartitionId, i64)>,
     upkeep: upkeep::Upkeep,
+    topologies: topology::Topologies,
     last_activity_ms: u64,
     is_stopping: bool,
 }
@@ -198,7 +206,7 @@ impl Shard {
             Input::Mesh { from, message } => self.on_mesh(from, message, effects),
             Input::Durable(sequence) => self.on_durable(now, sequence, effects),
             Input::DiskDone { job, result } => self.on_disk_done(now, job, result, effects),
-            Input::ReadDone { read, result } => self.on_read_done(read, result, effects),
+            Input::ReadDone { read, result } => self.on_read_done(now, read, result, effects),
             Input::Planned(planned) => self.on_planned(planned),
             Input::MergeRead(result) => self.on_merge_read(now, result, effects),
             Input::Tick => self.on_tick(now, effects),
@@ -209,6 +217,7 @@ impl Shard {
     /// Submits the filling frame if none is in flight, and starts upkeep that is due. Called by
     /// the runtime after every batch of steps.
     pub fn flush(&mut self, now: Now, effects: &mut Vec<Effect>) {
+        self.store_arrivals(effects);
         self.upkeep(now, effects);
         self.admit_batches(now, effects);
         if !self.wal.is_filling_empty() {
@@ -276,6 +285,7 @@ impl Shard {
             self.upkeep.next_deadline_ms(self.options.scrub_rate),
             self.idle_deadline_ms(),
             self.room_deadline_ms(),
+            self.topologies.due_ms(),
         ]
         .into_iter()
         .flatten()
@@ -314,6 +324,7 @@ impl Shard {
             Command::DescribePartitions(partitions) => self.describe_partitions(&partitions),
             Command::DescribeProducers(partitions) => self.describe_producers(&partitions),
             Command::DescribeStorage => self.describe_storage(),
+            Command::ReadState(query) => Reply::ReadState(self.read_state(&query)),
             Command::InitProducerId => self.init_producer_id(),
             Command::Catalog(command) => {
                 return self.change_catalog(ticket, &command, effects);
@@ -330,6 +341,9 @@ impl Shard {
         command: GroupCommand,
         effects: &mut Vec<Effect>,
     ) {
+        if let Some(reply) = self.ask_topology(&command) {
+            return self.hold(Outgoing::Reply(ticket, Reply::Group(reply)), effects);
+        }
         if matches!(command, GroupCommand::OffsetCommit(_)) && !self.has_room(0) {
             let reply = Reply::Refused(self.refusal_of_room());
             return self.hold(Outgoing::Reply(ticket, reply), effects);
@@ -338,10 +352,14 @@ impl Shard {
         let mut outcome = Outcome::default();
         self.groups.handle(now, ticket, command, &mut outcome);
         for (_, reply) in &mut outcome.replies {
-            if let Reply::Group(GroupReply::OffsetCommit(results)) = reply {
-                for index in &unknown {
-                    results.insert(*index, Err(Refusal::UnknownPartition));
+            match reply {
+                Reply::Group(GroupReply::OffsetCommit(results)) => {
+                    for index in &unknown {
+                        results.insert(*index, Err(Refusal::UnknownPartition));
+                    }
                 }
+                Reply::Group(GroupReply::List(groups)) => groups.extend(self.topology_listings()),
+                _ => {}
             }
         }
         self.settle_outcome(outcome, effects);
@@ -519,6 +537,7 @@ impl Shard {
 
     /// A topic came, changed or went: partitions follow.
     fn on_topic(&mut self, event: TopicEvent, effects: &mut Vec<Effect>) {
+        self.topologies.on_topics_changed();
         match event {
             TopicEvent::Present(topic) => {
                 for index in 0..topic.partition_count {

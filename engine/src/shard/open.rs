@@ -7,7 +7,7 @@ use std::collections::HashMap;
 
 use tidemill_wal::commit::{Log as Wal, LogOptions};
 use tidemill_wal::disk::{DirectoryError, DiskFault, DiskOp, Storage};
-use tidemill_wal::format::{Entry, PartitionId, TopicId};
+use tidemill_wal::format::{Entry, PartitionId, ShardId, TopicId};
 use tidemill_wal::limits::SEGMENT_READY_COUNT;
 use tidemill_wal::recovery::{self, ReplayFrame, ScanError, ScanStart, Torn};
 use tidemill_wal::store::{Store, StoreError};
@@ -24,6 +24,7 @@ use crate::partition::fetch::Readers;
 use crate::partition::log::TailBatch;
 use crate::partition::producer::Producer;
 use crate::state::{Kind, State};
+use crate::topology::stored::decode_progress_key;
 
 /// Why a shard cannot be opened. Each is a decision for the operator; see `docs/OPERATIONS.md`.
 #[derive(Debug, thiserror::Error)]
@@ -43,6 +44,9 @@ pub enum OpenError {
     /// Checksums hold, but the contents make no sense: written by a defective or newer build.
     #[error("{0}; the data were not changed. Restore a copy, or use the build that wrote them")]
     Contents(String),
+    /// What a topology declares is not what it left here.
+    #[error("topology {0:?}: {1}")]
+    Topology(String, String),
 }
 
 /// An opened shard and what it took.
@@ -162,6 +166,7 @@ impl Shard {
         shard.upkeep.set_reserve(has_reserve);
         shard.load_parts(now).map_err(OpenError::Contents)?;
         shard.load_batches(replay.batches).map_err(OpenError::Contents)?;
+        shard.host()?;
         Ok(Opened { shard, frames: replay.frames, bytes: replay.bytes, torn: end.torn })
     }
 
@@ -174,6 +179,9 @@ impl Shard {
         }
         let routes = self.catalog.routes().clone().into();
         self.hold(Outgoing::Routes(routes), effects);
+        if self.options.id == ShardId(0) {
+            self.create_topics(effects);
+        }
     }
 
     fn with_parts(
@@ -207,6 +215,7 @@ impl Shard {
             dirty_partitions: Default::default(),
             dirty_producers: Default::default(),
             upkeep: Default::default(),
+            topologies: Default::default(),
             last_activity_ms: now.monotonic_ms,
             is_stopping: false,
             options,
@@ -233,6 +242,13 @@ impl Shard {
                         orphans.push(key.to_vec());
                     }
                 }
+                Kind::TopologyProgress => {
+                    let (_, partition) =
+                        decode_progress_key(key).ok_or("a topology's progress has a short key")?;
+                    if self.catalog.topic(partition.topic).is_none() {
+                        orphans.push(key.to_vec());
+                    }
+                }
                 Kind::GroupOffset if !self.has_topic_of_offset(key) => orphans.push(key.to_vec()),
                 Kind::Group | Kind::GroupOffset => self.groups.load(now, key, value)?,
                 Kind::ProducerIdBlock => {
@@ -243,6 +259,14 @@ impl Shard {
                 Kind::Outbox | Kind::OutboxNext | Kind::OutboxTaken => {
                     self.outbox.load(key, value)?;
                 }
+                // Read where they are.
+                Kind::OperatorState
+                | Kind::Timer
+                | Kind::TopologyStep
+                | Kind::TopologyArrival
+                | Kind::TopologyStates
+                | Kind::TopologyTaken
+                | Kind::TopologyPlaces => {}
             }
         }
         self.state = state;

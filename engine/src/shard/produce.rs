@@ -55,6 +55,15 @@ impl Shard {
         if !has_room {
             return Err(refusal_of_room);
         }
+        let base_offset = self.fill(now, id, batch).ok_or(Refusal::UnknownPartition)?;
+        Ok(Appended { base_offset, append_time_ms, start })
+    }
+
+    /// Adds a batch to the filling frame, which it must fit; returns its first offset, or none if its
+    /// partition is not there.
+    pub(super) fn fill(&mut self, now: Now, id: PartitionId, batch: &RecordBatch) -> Option<u64> {
+        let partition = self.partitions.get_mut(&id)?;
+        let append_time_ms = partition.config.append_time.then_some(now.wall_ms);
         let base_offset = partition.log.reserve(batch.record_count());
         let last_offset = partition.log.end() - 1;
         let max_timestamp_ms = append_time_ms.unwrap_or_else(|| batch.max_timestamp_ms());
@@ -70,6 +79,7 @@ impl Shard {
             self.dirty_producers.insert((id, batch.producer_id()));
         }
         self.dirty_partitions.insert(id);
+        self.topologies.on_appended(id, self.wal.filling(), self.appending.len());
         self.appending.push(Appending {
             partition: id,
             base_offset,
@@ -77,7 +87,7 @@ impl Shard {
             max_timestamp_ms,
             range,
         });
-        Ok(Appended { base_offset, append_time_ms, start })
+        Some(base_offset)
     }
 
     pub(super) fn delete_records(&mut self, wanted: Vec<(PartitionId, Option<u64>)>) -> Reply {

@@ -17,6 +17,8 @@ use crate::partition::fetch::Waiting;
 pub(super) enum Purpose {
     /// One partition of a fetch.
     Fetch { ticket: Ticket, index: usize },
+    /// Records for an input of a topology.
+    Topology { index: usize, wiring: u64, number: usize },
     /// One query by time.
     Query { ticket: Ticket, index: usize, time_ms: i64, start: u64 },
 }
@@ -255,6 +257,7 @@ impl Shard {
 
     pub(super) fn on_read_done(
         &mut self,
+        now: Now,
         read: ReadId,
         result: Result<Vec<Bytes>, ReadFault>,
         effects: &mut Vec<Effect>,
@@ -268,6 +271,9 @@ impl Shard {
             Purpose::Query { ticket, index, time_ms, start } => {
                 let answer = answer_from_batches(result, time_ms, start);
                 self.on_query_answer(ticket, index, answer, effects);
+            }
+            Purpose::Topology { index, wiring, number } => {
+                self.on_topology_read(now, (index, wiring, number), result);
             }
         }
     }
@@ -403,7 +409,12 @@ fn fetched(partition: &Partition, records: Result<Vec<Bytes>, Refusal>) -> Fetch
     Fetched { start, durable_end, records }
 }
 
-fn extent_read(run: &RunRef, partition: PartitionId, from: ReadFrom, bytes_max: u64) -> ExtentRead {
+pub(super) fn extent_read(
+    run: &RunRef,
+    partition: PartitionId,
+    from: ReadFrom,
+    bytes_max: u64,
+) -> ExtentRead {
     let bytes_max = bytes_max.min(COLD_READ_SIZE_MAX) as u32;
     ExtentRead { file: run.file.clone(), partition, from, bytes_max }
 }

@@ -19,6 +19,8 @@ use crate::command::{
 use crate::effect::{Effect, Input, JobId, Now};
 use crate::group::GroupLimits;
 
+mod topologies;
+
 struct World {
     disk: MemoryStorage,
     shard: Shard,
@@ -60,6 +62,8 @@ fn options() -> ShardOptions {
         settle_sync_size: 1 << 20,
         readers_max: 10,
         waiting_batches_size_max: 8 << 20,
+        topologies: Vec::new(),
+        state_budget: u64::MAX,
     }
 }
 
@@ -83,7 +87,11 @@ impl World {
 
     /// The power goes and comes back.
     fn restart(self) -> Self {
-        Self::open(self.disk, options(), self.next_ticket)
+        self.restart_with(options())
+    }
+
+    fn restart_with(self, options: ShardOptions) -> Self {
+        Self::open(self.disk, options, self.next_ticket)
     }
 
     fn ticket(&mut self) -> Ticket {
@@ -119,8 +127,9 @@ impl World {
                 let Some(input) = self.inbox.pop_front() else { break };
                 self.shard.step(self.now, input, &mut effects);
             }
+            let has_more = self.shard.process(self.now, &mut || true, &mut effects);
             self.shard.flush(self.now, &mut effects);
-            if effects.is_empty() && self.inbox.is_empty() {
+            if !has_more && effects.is_empty() && self.inbox.is_empty() {
                 return;
             }
             for effect in effects {

@@ -135,6 +135,8 @@ fn open(files: &mut ReadOnce, shard: u16, identity: &Identity) -> Result<Shard, 
         settle_sync_size: 1 << 20,
         readers_max: 100,
         waiting_batches_size_max: 8 << 20,
+        topologies: Vec::new(),
+        state_budget: u64::MAX,
     };
     let now = Now { monotonic_ms: 1, wall_ms: 1 };
     let opened = Shard::open(files, options, now, &mut |_| {});

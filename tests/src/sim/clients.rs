@@ -3,6 +3,7 @@
 mod admin;
 mod answer;
 mod auditor;
+mod closer;
 mod committer;
 mod consumer;
 mod member;
@@ -13,6 +14,7 @@ use tidemill_wal::format::{PartitionId, ShardId};
 
 pub use self::admin::Admin;
 pub use self::auditor::Auditor;
+pub use self::closer::Closer;
 pub use self::committer::Committer;
 pub use self::consumer::Consumer;
 pub use self::member::Member;
@@ -20,6 +22,7 @@ pub use self::producer::Producer;
 use super::model::{Check, Known, MemberAsked, Model, Try};
 use super::plan::Plan;
 use super::random::Random;
+use super::streams::Flow;
 
 /// What a client has at hand.
 pub struct Context<'a> {
@@ -35,6 +38,8 @@ pub struct Context<'a> {
     pub wall_ms: i64,
     /// No new load: finish what was begun.
     pub is_draining: bool,
+    /// Everybody is done, and event time is to come to its end.
+    pub is_closing: bool,
     /// What the client asks now, in order.
     pub asked: Vec<(ShardId, Command, Asked)>,
     /// What somebody asks who does not listen: a client that is thought dead, or was.
@@ -92,6 +97,8 @@ pub enum Client {
     Admin(Admin),
     /// Reads everything after a recovery.
     Auditor(Auditor),
+    /// Takes event time ahead.
+    Closer(Closer),
 }
 
 impl Client {
@@ -121,6 +128,9 @@ impl Client {
             let member = Member::new("members".to_owned(), number, is_static, pause_us * 4);
             clients.push(Client::Member(member));
         }
+        if plan.streams.flows.contains(&Flow::Windows) {
+            clients.push(Client::Closer(Closer::new(pause_us * 2)));
+        }
         clients
     }
 
@@ -133,6 +143,7 @@ impl Client {
             Self::Member(client) => client.act(cx),
             Self::Admin(client) => client.act(cx),
             Self::Auditor(client) => client.act(cx),
+            Self::Closer(client) => client.act(cx),
         }
     }
 
@@ -150,6 +161,7 @@ impl Client {
             Self::Member(client) => client.on_reply(cx, asked, reply),
             Self::Admin(client) => client.on_reply(cx, asked, reply),
             Self::Auditor(client) => client.on_reply(cx, asked, reply),
+            Self::Closer(client) => client.on_reply(cx, asked, reply),
         }
     }
 
@@ -162,6 +174,7 @@ impl Client {
             Self::Member(client) => client.on_restart(),
             Self::Admin(client) => client.on_disconnect(),
             Self::Auditor(client) => client.on_disconnect(),
+            Self::Closer(client) => client.on_restart(),
         }
     }
 
@@ -174,6 +187,7 @@ impl Client {
             Self::Member(client) => client.on_restart(),
             Self::Admin(client) => client.on_restart(cx),
             Self::Auditor(client) => client.on_restart(),
+            Self::Closer(client) => client.on_restart(),
         }
     }
 
@@ -182,7 +196,21 @@ impl Client {
         match self {
             Self::Producer(client) => client.is_done(),
             Self::Auditor(client) => client.is_done(),
+            Self::Closer(client) => client.is_done(),
             Self::Consumer(_) | Self::Committer(_) | Self::Member(_) | Self::Admin(_) => true,
+        }
+    }
+
+    /// Whether event time has come to its end, as far as it is this one's to say.
+    pub fn is_closed(&self) -> bool {
+        match self {
+            Self::Closer(client) => client.is_closed(),
+            Self::Producer(_)
+            | Self::Consumer(_)
+            | Self::Committer(_)
+            | Self::Member(_)
+            | Self::Admin(_)
+            | Self::Auditor(_) => true,
         }
     }
 }

@@ -44,6 +44,11 @@ impl Clock {
         Now { monotonic_ms: self.now_us / 1000, wall_ms: self.wall_ms() }
     }
 
+    /// Somebody sets the wall clock to what it should show at least.
+    pub fn set_forward(&mut self, wall_ms: i64) {
+        self.offset_ms += (wall_ms - self.wall_ms()).max(0);
+    }
+
     /// Somebody sets the wall clock. Returns by how much, in milliseconds.
     pub fn jump(&mut self, random: &mut Random) -> i64 {
         let by_ms = random.skewed(1, JUMP_MS_MAX) as i64;

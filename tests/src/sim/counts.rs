@@ -161,6 +161,18 @@ counts! {
     packets,
     /// Runs of a shard that left packets behind because a ring was full.
     full_rings,
+    /// Times that topologies had more to do than time.
+    operators_late,
+    /// Records of sources that were checked at the end.
+    stream_records,
+    /// Results of topologies that were checked at the end.
+    stream_results,
+    /// Records that could not be processed.
+    dead_letters,
+    /// Windows that were told.
+    windows_told,
+    /// Records that came too late for their windows.
+    late_records,
     /// Requests that a connection kept back because its shard was behind.
     gates_shut,
 }

@@ -12,9 +12,14 @@ pub mod disk;
 pub mod model;
 pub mod plan;
 pub mod random;
+pub mod streams;
 pub mod trace;
 pub mod wire;
 pub mod world;
+
+use std::sync::Once;
+
+use tidemill::topology::is_calling;
 
 pub use self::counts::Counts;
 pub use self::disk::Sabotage;
@@ -49,9 +54,23 @@ pub fn run_seed(seed: u64, sabotage: Option<Sabotage>, is_traced: bool) -> Outco
 
 /// Runs one seed and tells a sink everything that happens, line by line.
 pub fn trace_seed(seed: u64, sabotage: Option<Sabotage>, sink: Option<Sink>) -> Outcome {
+    quiet_operators();
     let mut world = World::new(seed, sabotage, sink);
     let result = world.run();
     Outcome { counts: world.counts(), trace: world.trace(), result }
+}
+
+/// Panics of operators are part of a run, so nobody has to hear of them.
+fn quiet_operators() {
+    static QUIET: Once = Once::new();
+    QUIET.call_once(|| {
+        let report = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |panic| {
+            if !is_calling() {
+                report(panic);
+            }
+        }));
+    });
 }
 
 /// The seeds in the first column of `tests/seeds.md`: each showed a defect once.

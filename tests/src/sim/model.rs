@@ -6,6 +6,7 @@ mod clock;
 mod groups;
 mod producing;
 mod retention;
+mod streams;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -71,6 +72,7 @@ pub struct Model {
     lanes: BTreeMap<(PartitionId, i64), producing::Lane>,
     groups: BTreeMap<String, groups::Group>,
     settings: retention::Settings,
+    ledger: streams::Ledger,
     clock: Clock,
     /// When the clients were done.
     load_ended: Clock,
@@ -106,6 +108,7 @@ impl Model {
             producer_expiry_ms: plan.producer_expiry_ms,
             offsets_retention_ms: group.offsets_retention_ms,
             empty_group_ms: group.empty_group_ms,
+            ledger: streams::Ledger::new(plan),
             ..Self::default()
         }
     }
@@ -113,6 +116,11 @@ impl Model {
     /// The clocks show this.
     pub fn on_clock(&mut self, now_us: u64, wall_ms: i64) {
         self.clock.advance(now_us, wall_ms);
+    }
+
+    /// The latest that anybody can have seen on the machine's clock.
+    pub fn wall_ms_max(&self) -> i64 {
+        self.clock.wall_ms_max()
     }
 
     /// The node is back; what was open in its last life has no answer.
@@ -257,6 +265,9 @@ impl Model {
 
     /// Compares one stored batch with what was sent.
     fn compare(&mut self, partition: PartitionId, stored: &RecordBatch) -> Check {
+        if !self.is_writable(partition) {
+            return self.compare_made(partition, stored);
+        }
         let base = stored.base_offset();
         let describe = |why: &str| format!("{partition:?} offset {base}: {why}");
         let number = number_of(stored).ok_or_else(|| describe("not a batch that was sent"))?;
@@ -415,18 +426,23 @@ impl Model {
 
 /// The number in the first record's value.
 fn number_of(batch: &RecordBatch) -> Option<usize> {
-    let mut rest = batch.bytes().get(HEADER_SIZE..)?;
-    skip_varint(&mut rest)?; // Size of the record.
+    let records = batch.decompress(streams::RECORDS_SIZE_MAX).ok()?;
+    let mut rest = &records[..];
+    take_varint(&mut rest)?; // Size of the record.
     rest = rest.get(1..)?; // Attributes.
-    for _ in 0..4 {
-        skip_varint(&mut rest)?; // Time, offset, no key, size of the value.
-    }
-    let number = u64::from_le_bytes(rest.get(..8)?.try_into().ok()?);
+    take_varint(&mut rest)?; // Time.
+    take_varint(&mut rest)?; // Offset.
+    let key_size = usize::try_from(take_varint(&mut rest)?).unwrap_or(0);
+    rest = rest.get(key_size..)?;
+    take_varint(&mut rest)?; // Size of the value.
+    let number = u64::from_le_bytes(*rest.first_chunk::<8>()?);
     usize::try_from(number & ((1 << 40) - 1)).ok()
 }
 
-fn skip_varint(from: &mut &[u8]) -> Option<()> {
+fn take_varint(from: &mut &[u8]) -> Option<i64> {
     let size = from.iter().position(|byte| byte & 0x80 == 0)? + 1;
+    let bits = from.get(..size)?.iter().rev();
+    let value = bits.fold(0_u64, |value, byte| value << 7 | u64::from(byte & 0x7f));
     *from = &from[size..];
-    Some(())
+    Some((value >> 1) as i64 ^ -((value & 1) as i64))
 }

@@ -1,14 +1,21 @@
 //! What a seed makes of a run: the size of the node, its limits, its load and its bad luck.
 
+use std::sync::Arc;
+
 use tidemill::catalog::CatalogLimits;
 use tidemill::group::GroupLimits;
 use tidemill::shard::ShardOptions;
+use tidemill::topology;
 use tidemill_wal::format::ShardId;
 
 use super::disk::FaultRates;
 use super::random::Random;
+use super::streams::Streams;
 
 const DAY_MS: u64 = 24 * 3_600_000;
+
+/// Bytes of state that stop topologies: far more than they ever make.
+const STATE_BUDGET: u64 = 1 << 30;
 
 /// Choices that hold for a whole run.
 #[derive(Debug, Clone)]
@@ -65,15 +72,29 @@ pub struct Plan {
     pub lives: u64,
     /// Effects in one life, about.
     pub effects: u64,
+    /// Topologies, their topics and what comes to them.
+    pub streams: Streams,
+    /// The topologies as shards run them.
+    pub topologies: Vec<Arc<topology::Plan>>,
 }
 
 impl Plan {
-    /// Draws a plan.
+    /// Draws a plan without topologies.
     pub fn draw(random: &mut Random) -> Self {
+        Self::draw_with(random, Streams::none())
+    }
+
+    /// Draws a plan for these topologies.
+    pub fn draw_with(random: &mut Random, streams: Streams) -> Self {
         let shard_count = random.choose(&[1, 1, 2, 2, 3]);
+        let segment_sizes = match streams.flows.is_empty() {
+            true => [96 << 10, 128 << 10, 256 << 10],
+            // What a step makes has to fit a frame, with the batches that clients send.
+            false => [192 << 10, 256 << 10, 512 << 10],
+        };
         Self {
             shard_count,
-            segment_size: random.choose(&[96 << 10, 128 << 10, 256 << 10]),
+            segment_size: random.choose(&segment_sizes),
             segment_count_max: random.between(3, 8) as usize,
             delta_size_max: random.choose(&[4 << 10, 12 << 10, 48 << 10]),
             idle_frame_ms: random.choose(&[1, 5, 50]),
@@ -102,6 +123,8 @@ impl Plan {
             offsets_retention_ms: random.choose(&[7 * DAY_MS, 7 * DAY_MS, 7 * DAY_MS, 60]),
             lives: random.between(2, 5),
             effects: random.skewed(40, 3000),
+            topologies: streams.plans(),
+            streams,
         }
     }
 
@@ -145,6 +168,8 @@ impl Plan {
             settle_sync_size: self.settle_sync_size,
             readers_max: 100,
             waiting_batches_size_max: 8 << 20,
+            topologies: self.topologies.clone(),
+            state_budget: STATE_BUDGET,
         }
     }
 }

@@ -13,6 +13,7 @@ mod mesh;
 mod reads;
 mod sessions;
 mod shards;
+mod streams;
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, VecDeque};
@@ -37,6 +38,7 @@ use super::disk::{Disk, Rot, Sabotage};
 use super::model::{Check, Model};
 use super::plan::Plan;
 use super::random::Random;
+use super::streams::Streams;
 use super::trace::{Sink, Trace};
 use super::wire::{Connection, Habits, Way};
 use super::{Counts, Failure};
@@ -78,6 +80,8 @@ enum Event {
     Repair(u16),
     /// Somebody sets the wall clock.
     SetClock,
+    /// Somebody looks at what there is.
+    Nothing,
 }
 
 #[derive(Debug)]
@@ -131,6 +135,8 @@ pub struct World {
     /// What the wire makes of it; dice of its own, so that a plan stays what it was.
     dice: Random,
     habits: Habits,
+    /// How long operators have; dice of its own as well.
+    stream_dice: Random,
     open: BTreeMap<Ticket, Open>,
     model: Model,
     /// Effects until the machine ends; never if `None`.
@@ -138,6 +144,8 @@ pub struct World {
     is_crashing: bool,
     is_stopping: bool,
     is_draining: bool,
+    /// Everybody is done, and event time is to come to its end.
+    is_closing: bool,
     /// The clients have nothing more to do in this life.
     is_still: bool,
     /// No new faults.
@@ -150,7 +158,8 @@ impl World {
     /// A world before its first start.
     pub fn new(seed: u64, sabotage: Option<Sabotage>, sink: Option<Sink>) -> Self {
         let mut random = Random::new(seed);
-        let plan = Plan::draw(&mut random);
+        let mut stream_dice = Random::new(seed ^ 0xfe << 48);
+        let plan = Plan::draw_with(&mut random, Streams::draw(&mut stream_dice));
         let mut trace = Trace::new(sink);
         trace.say(0, || format!("{plan:#?}"));
         let clients = Client::draw_all(&plan, &mut random);
@@ -181,11 +190,13 @@ impl World {
             connection_count: 0,
             dice: wire_dice,
             habits,
+            stream_dice,
             open: BTreeMap::new(),
             effects_until_crash: None,
             is_crashing: false,
             is_stopping: false,
             is_draining: false,
+            is_closing: false,
             is_still: false,
             is_calm: true,
             counts: Counts::default(),
@@ -276,6 +287,7 @@ impl World {
         if self.clock.now_us > until_us {
             return Err(format!("never finished: {}", self.unfinished()));
         }
+        self.finish_streams()?;
         self.wait_for_retention()?;
         let had_its_time = !self.is_crashing;
         match self.random.one_in(2) {
@@ -283,7 +295,11 @@ impl World {
             false => self.stop()?,
         }
         self.recover()?;
+        let is_all_there = self.finish_streams()?;
         self.audit(0)?;
+        if is_all_there {
+            self.model.check_streams()?;
+        }
         if had_its_time { self.model.check_retention_is_done() } else { Ok(()) }
     }
 
@@ -424,6 +440,7 @@ impl World {
                 self.set_clock();
                 Ok(())
             }
+            Event::Nothing => Ok(()),
         }
     }
 

@@ -14,7 +14,7 @@ pub mod committer;
 pub mod crowd;
 pub mod ledger;
 pub mod plan;
-mod read_back;
+pub mod read_back;
 mod round;
 pub mod writer;
 

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use tidemill::batch::batches;
+use tidemill::batch::{Record, batches};
 use tidemill::kafka::error_code::ErrorCode;
 use tidemill::kafka::messages::{
     CreateTopic, CreateTopicsRequest, DeleteTopic, DeleteTopicsRequest, MetadataRequest,
@@ -27,50 +27,63 @@ pub fn read_back(peer: &mut Peer, topic: &str, partitions: u32) -> Result<Vec<Ke
 }
 
 fn read_partition(peer: &mut Peer, topic: &str, partition: u32) -> Result<Keys, String> {
-    let place = format!("{topic}/{partition}");
     let mut keys = Keys::new();
+    visit(peer, topic, partition, &mut |record| {
+        let key = record.key.as_deref().and_then(|key| std::str::from_utf8(key).ok());
+        let key = key.and_then(|key| key.parse().ok());
+        match (key, record.value.as_deref()) {
+            (Some(key), Some(value)) if is_value(key, value) => keys.push(key),
+            _ => return Err("nobody wrote it".to_owned()),
+        }
+        Ok(())
+    })?;
+    Ok(keys)
+}
+
+/// Shows every record of a partition from offset 0 to its end; a gap is an error. Returns the end.
+pub fn visit(
+    peer: &mut Peer,
+    topic: &str,
+    partition: u32,
+    see: &mut dyn FnMut(&Record) -> Result<(), String>,
+) -> Result<u64, String> {
+    let place = format!("{topic}/{partition}");
+    let mut next = 0;
     loop {
-        let request = fetch_request(topic, partition as i32, keys.len() as i64);
+        let request = fetch_request(topic, partition as i32, next as i64);
         let mut response =
             peer.try_ask(FETCH_VERSION, &request).map_err(broken(&format!("fetch {place}")))?;
         let mut topics = response.responses.pop().ok_or(format!("{place}: no answer"))?;
         let answer = topics.partitions.pop().ok_or(format!("{place}: no answer"))?;
         if answer.error_code != ErrorCode::None || answer.log_start_offset > 0 {
             return Err(format!(
-                "{place} at {}: {:?}, the log starts at {}",
-                keys.len(),
-                answer.error_code,
-                answer.log_start_offset
+                "{place} at {next}: {:?}, the log starts at {}",
+                answer.error_code, answer.log_start_offset
             ));
         }
-        let before = keys.len();
+        let before = next;
         for batch in batches(answer.records.0.concat().into()) {
             let batch = batch.map_err(|fault| format!("{place}: {fault}"))?;
             let records =
                 batch.records(RECORDS_SIZE_MAX).map_err(|fault| format!("{place}: {fault}"))?;
             for record in records {
                 let record = record.map_err(|fault| format!("{place}: {fault}"))?;
-                let offset = keys.len() as u64;
-                if record.offset < offset {
+                if record.offset < next {
                     continue;
                 }
-                if record.offset > offset {
-                    return Err(format!("{place}: {} comes after {offset}", record.offset));
+                if record.offset > next {
+                    return Err(format!("{place}: {} comes after {next}", record.offset));
                 }
-                let key = record.key.as_deref().and_then(|key| std::str::from_utf8(key).ok());
-                let key = key.and_then(|key| key.parse().ok());
-                match (key, record.value.as_deref()) {
-                    (Some(key), Some(value)) if is_value(key, value) => keys.push(key),
-                    _ => return Err(format!("{place}: nobody wrote what is at offset {offset}")),
-                }
+                see(&record).map_err(|why| format!("{place} at {next}: {why}"))?;
+                next += 1;
             }
         }
-        let end = answer.high_watermark;
-        if keys.len() as i64 == end {
-            return Ok(keys);
+        let end = answer.high_watermark as u64;
+        if next == end {
+            return Ok(end);
         }
-        if keys.len() == before || keys.len() as i64 > end {
-            return Err(format!("{place}: {} records up to the end at {end}", keys.len()));
+        if next == before || next > end {
+            return Err(format!("{place}: {next} records up to the end at {end}"));
         }
     }
 }

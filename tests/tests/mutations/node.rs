@@ -70,6 +70,8 @@ fn options() -> ShardOptions {
         settle_sync_size: 1 << 20,
         readers_max: 10,
         waiting_batches_size_max: 8 << 20,
+        topologies: Vec::new(),
+        state_budget: u64::MAX,
     }
 }
 

@@ -69,6 +69,8 @@ fn options(id: u16, delta_size_max: u64) -> ShardOptions {
         settle_sync_size: 4 << 20,
         readers_max: 10,
         waiting_batches_size_max: 8 << 20,
+        topologies: Vec::new(),
+        state_budget: u64::MAX,
     }
 }
 

@@ -6,14 +6,14 @@
 use std::collections::HashSet;
 use std::vec;
 
-use tidemill_wal::format::ShardId;
+use tidemill_wal::format::{PartitionId, ShardId};
 
 use super::fault::Fault;
 use super::scatter::{Gather, Place, Scatter};
 use super::{Step, Then, ask, reply_as};
 use crate::command::{
-    CatalogCommand, Command, GroupCommand, GroupReply, Refusal, Refused, Reply, TopicChange,
-    group_shard,
+    CatalogCommand, Command, GroupCommand, GroupReply, Refusal, Refused, Reply, TOPOLOGY_GROUPS,
+    TopicChange, group_shard,
 };
 use crate::kafka::error_code::ErrorCode;
 use crate::kafka::frame::RequestFrame;
@@ -88,6 +88,31 @@ fn turn(mut left: vec::IntoIter<(ShardId, Command)>, mut replies: Vec<Reply>, th
     })
 }
 
+/// The shards that answer a command for a group: the group's own, but all of them for the progress of
+/// a topology.
+fn shards_of(cx: &Context<'_>, group: &str, command: &GroupCommand) -> Vec<ShardId> {
+    let is_spread =
+        group.starts_with(TOPOLOGY_GROUPS) && matches!(command, GroupCommand::OffsetFetch { .. });
+    match is_spread {
+        true => (0..cx.facts.shard_count).map(ShardId).collect(),
+        false => vec![group_shard(group, cx.facts.shard_count)],
+    }
+}
+
+/// One answer of those of several shards, each of which knows some of the offsets.
+fn joined(
+    first: Result<GroupReply, Refusal>,
+    second: Result<GroupReply, Refusal>,
+) -> Result<GroupReply, Refusal> {
+    let offsets = |reply| group_reply_as!(OffsetFetch, reply);
+    let (first, second) = (offsets(first?)?, offsets(second?)?);
+    let (known, unknown): (Vec<_>, Vec<_>) =
+        first.into_iter().chain(second).partition(|(_, committed)| committed.is_some());
+    let mut named: HashSet<PartitionId> = known.iter().map(|(partition, _)| *partition).collect();
+    let missing = unknown.into_iter().filter(|(partition, _)| named.insert(*partition));
+    Ok(GroupReply::OffsetFetch(Ok(known.into_iter().chain(missing).collect())))
+}
+
 /// Asks every group's own shard something, and goes on with one answer for each.
 pub(super) fn ask_groups(
     cx: &Context<'_>,
@@ -97,18 +122,18 @@ pub(super) fn ask_groups(
     let mut commands = Vec::with_capacity(asks.len());
     let mut groups = Vec::with_capacity(asks.len());
     for (group, command) in asks {
-        let shard = group_shard(&group, cx.facts.shard_count);
-        commands.push((shard, Command::Group(command)));
-        groups.push(group);
+        let shards = shards_of(cx, &group, &command);
+        groups.push((group, shards.len()));
+        commands.extend(shards.into_iter().map(|shard| (shard, Command::Group(command.clone()))));
     }
     ask_in_turns(commands, move |cx, replies| {
-        then(
-            cx,
-            groups
-                .into_iter()
-                .zip(replies.into_iter().map(|reply| reply_as!(Group, reply)))
-                .collect(),
-        )
+        let mut replies = replies.into_iter().map(|reply| reply_as!(Group, reply));
+        let answer = |(group, count): (Text, usize)| {
+            let reply = replies.by_ref().take(count).reduce(joined);
+            (group, reply.expect("a group has a shard"))
+        };
+        let answers = groups.into_iter().map(answer).collect();
+        then(cx, answers)
     })
 }
 

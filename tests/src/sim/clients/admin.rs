@@ -54,8 +54,14 @@ impl Admin {
         if cx.is_draining {
             return pause_us;
         }
+        if !cx.random.one_in(3)
+            && let Some((name, partition_count)) = cx.model.missing_topic()
+        {
+            self.create_topic(cx, name, partition_count, Vec::new());
+            return cx.random.between(1, 400);
+        }
         let alive = cx.model.alive();
-        let topic_count = cx.model.picture().map_or(0, |picture| picture.topics.len());
+        let topic_count = cx.model.plain_topic_count();
         if topic_count < 2 || (topic_count < TOPICS_MAX && cx.random.one_in(12)) {
             self.create(cx);
             return pause_us;
@@ -63,7 +69,10 @@ impl Admin {
         let Some((partition, shard)) = (!alive.is_empty()).then(|| cx.random.choose(&alive)) else {
             return pause_us;
         };
+        let is_kept = cx.model.is_of_stream(partition);
         match cx.random.below(12) {
+            // What becomes of a topic that a topology has is the topology's to say.
+            0..=5 if is_kept => self.list_offsets(cx, partition, shard),
             0 => self.delete(cx, partition.topic),
             1 => self.grow(cx, partition.topic),
             2 | 3 => self.configure(cx, partition.topic),
@@ -97,7 +106,7 @@ impl Admin {
                 format!("topic-{}", self.next_name)
             }
         };
-        let partition_count = Some(cx.random.skewed(1, u64::from(PARTITIONS_MAX)) as u32);
+        let partition_count = cx.random.skewed(1, u64::from(PARTITIONS_MAX)) as u32;
         let mut config = Vec::new();
         if cx.random.one_in(4) {
             config.push(("message.timestamp.type".to_owned(), "LogAppendTime".to_owned()));
@@ -108,6 +117,17 @@ impl Admin {
         if cx.random.one_in(8) {
             config.push(("max.message.bytes".to_owned(), "2000".to_owned()));
         }
+        self.create_topic(cx, name, partition_count, config);
+    }
+
+    fn create_topic(
+        &mut self,
+        cx: &mut Context<'_>,
+        name: String,
+        partition_count: u32,
+        config: Vec<(String, String)>,
+    ) {
+        let partition_count = Some(partition_count);
         let topics = vec![NewTopic { name, partition_count, config, automatic: false }];
         self.change(cx, CatalogCommand::CreateTopics { topics, validate_only: false });
     }

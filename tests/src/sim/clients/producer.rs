@@ -75,10 +75,11 @@ impl Producer {
             return pause_us;
         }
         // Not every shard has heard of every partition.
-        let targets = match cx.random.one_in(3) {
+        let mut targets = match cx.random.one_in(3) {
             true => cx.model.existing(),
             false => cx.model.alive(),
         };
+        targets.retain(|(partition, _)| cx.model.is_writable(*partition));
         let mut wanted = Vec::new();
         if !targets.is_empty() {
             wanted.extend((0..cx.random.between(1, 3)).map(|_| cx.random.choose(&targets)));
@@ -227,7 +228,7 @@ impl Producer {
     }
 }
 
-fn ask(cx: &Context<'_>, shard: ShardId, tries: Vec<Try>) -> (ShardId, Command, Asked) {
+pub(super) fn ask(cx: &Context<'_>, shard: ShardId, tries: Vec<Try>) -> (ShardId, Command, Asked) {
     let batches = (tries.iter())
         .map(|of| {
             let sent = &cx.model.sent[of.number];

@@ -95,6 +95,10 @@ impl Model {
         if let Author::Idempotent { id, epoch, sequence } = author {
             builder = builder.producer(id, epoch, sequence);
         }
+        let items = self.build_items(random, partition, &builder, shape, wall_ms);
+        if let Some(batch) = items {
+            return self.add_batch(partition, author, batch);
+        }
         let mut value = vec![0; size.max(8) as usize];
         for index in 0..count {
             let fill = random.bits().to_le_bytes();
@@ -105,7 +109,17 @@ impl Model {
             let timestamp_ms = wall_ms - random.below(3) as i64;
             builder.push(NewRecord { timestamp_ms, key: None, value: Some(&value), headers: &[] });
         }
-        let batch = builder.build();
+        self.add_batch(partition, author, builder.build())
+    }
+
+    /// A batch that a client has made, and will send.
+    pub(super) fn add_batch(
+        &mut self,
+        partition: PartitionId,
+        author: Author,
+        batch: RecordBatch,
+    ) -> usize {
+        let number = self.sent.len();
         if let Some(known) = self.partitions.get_mut(&partition) {
             known.unplaced_size += batch.size() as u64;
         }

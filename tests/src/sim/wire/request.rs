@@ -92,7 +92,8 @@ fn api_of(command: &Command) -> Option<ApiKey> {
         },
         Command::DescribePartitions(_)
         | Command::DescribeProducers(_)
-        | Command::DescribeStorage => return None,
+        | Command::DescribeStorage
+        | Command::ReadState(_) => return None,
     })
 }
 

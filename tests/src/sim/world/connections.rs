@@ -32,6 +32,7 @@ impl World {
             now_us: self.clock.now_us,
             wall_ms: self.clock.wall_ms(),
             is_draining: self.is_draining,
+            is_closing: self.is_closing,
             asked: Vec::new(),
             unheard: Vec::new(),
             is_disconnecting: false,

@@ -35,7 +35,8 @@ fn blamed(error: &OpenError) -> Option<(&FileName, u64)> {
         | OpenError::Scan(ScanError::Missing { .. } | ScanError::Rejected { .. })
         | OpenError::Disk(_)
         | OpenError::Directory(_)
-        | OpenError::Contents(_) => None,
+        | OpenError::Contents(_)
+        | OpenError::Topology(..) => None,
     }
 }
 
@@ -48,7 +49,8 @@ fn is_of_disk(error: &OpenError) -> bool {
         OpenError::Scan(_)
         | OpenError::Store(_)
         | OpenError::Directory(_)
-        | OpenError::Contents(_) => false,
+        | OpenError::Contents(_)
+        | OpenError::Topology(..) => false,
     }
 }
 

@@ -92,8 +92,12 @@ impl World {
             slot.shard.step(now, input, &mut effects);
             steps += 1;
         }
+        let (late_one_in, dice) = (self.plan.streams.late_one_in, &mut self.stream_dice);
+        let mut goes_on = || late_one_in == 0 || !dice.one_in(late_one_in);
+        let is_late = slot.shard.process(now, &mut goes_on, &mut effects);
         slot.shard.flush(now, &mut effects);
-        let is_busy = !is_stuck && !slot.inbox.is_empty();
+        self.counts.operators_late += u64::from(is_late);
+        let is_busy = is_late || (!is_stuck && !slot.inbox.is_empty());
         let due_us = slot.shard.next_deadline_ms().map(|due_ms| due_ms * 1000);
         self.counts.steps += steps;
         if is_busy {

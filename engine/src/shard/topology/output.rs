@@ -1,0 +1,276 @@
+//! What topologies made, on its way into the frame: records into partitions of this shard, entries
+//! for other shards, and what changed.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use tidemill_wal::format::{ENTRY_OVERHEAD_MAX, PartitionId, ShardId};
+
+use super::{Queue, Sizes, Wired};
+use crate::batch::{BatchBuilder, NewRecord, RecordBatch};
+use crate::command::murmur2;
+use crate::effect::{Change, Effect, Now};
+use crate::shard::{Outgoing, Shard};
+use crate::topology::stored::{self, Part, StageEntry, StoredStep, mark_ms};
+use crate::topology::{Destination, Emitted, Made, Mark, Rejected, Task, WORDS_SIZE_MAX};
+
+/// How often other shards are told of event time while something is on its way to them.
+const TELL_MS: u64 = 10;
+
+/// Where records go on another shard.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Place {
+    Sink(PartitionId),
+    Stage(usize, u32),
+}
+
+/// Records of a step on their way to one place, as batches.
+#[derive(Default)]
+struct Batches {
+    full: Vec<RecordBatch>,
+    open: BatchBuilder,
+}
+
+impl Batches {
+    fn push(&mut self, record: &Emitted, sizes: Sizes) {
+        let headers: Vec<(&[u8], Option<&[u8]>)> =
+            record.headers.iter().map(|(name, value)| (&name[..], value.as_deref())).collect();
+        self.open.push(NewRecord {
+            timestamp_ms: record.timestamp_ms,
+            key: record.key.as_deref(),
+            value: record.value.as_deref(),
+            headers: &headers,
+        });
+        if self.open.size() >= sizes.batch {
+            self.full.push(std::mem::take(&mut self.open).build());
+        }
+    }
+
+    fn build(mut self) -> Vec<RecordBatch> {
+        if self.open.record_count() > 0 {
+            self.full.push(self.open.build());
+        }
+        self.full
+    }
+}
+
+/// Where all records of a step go.
+#[derive(Default)]
+struct Sorted {
+    own: BTreeMap<PartitionId, Batches>,
+    away: BTreeMap<ShardId, BTreeMap<Place, Batches>>,
+}
+
+/// A record that could not be processed, for the dead-letter topic: as it was, with what happened
+/// in headers.
+fn dead_letter(rejected: Rejected) -> Emitted {
+    let Rejected { failure, record, origin } = rejected;
+    let (key, value, timestamp_ms, mut headers) = match record {
+        Some(record) => (record.key, record.value, record.timestamp_ms, record.headers),
+        None => (None, None, -1, Vec::new()),
+    };
+    let mut reason = failure.to_string();
+    reason.truncate(reason.floor_char_boundary(WORDS_SIZE_MAX));
+    let facts = [
+        ("tidemill.error", reason),
+        ("tidemill.operator", failure.place().to_owned()),
+        ("tidemill.origin", origin),
+    ];
+    headers.extend(
+        facts.map(|(name, words)| (Bytes::from_static(name.as_bytes()), Some(words.into()))),
+    );
+    Emitted { to: Destination::DeadLetter, key, value, timestamp_ms, headers }
+}
+
+/// The times of a task as they are stored.
+fn stored_step(task: &Task) -> StoredStep {
+    let (plan, times) = (task.plan(), task.times());
+    let heard = |(index, id)| (id, times.heard(index).iter().copied().map(mark_ms).collect());
+    let operators = plan.operators().zip(times.operators_ms().iter().zip(task.watermarks_ms()));
+    StoredStep {
+        clock_ms: task.clock_ms(),
+        operators_ms: operators.map(|((id, _), (fired, seen))| (id, *fired, *seen)).collect(),
+        heard: plan.stage_ids().iter().copied().enumerate().map(heard).collect(),
+    }
+}
+
+impl Shard {
+    /// Puts what was made into the frame: records into partitions and entries, and what changed.
+    /// False if there was nothing.
+    ///
+    /// All of it is in one frame, or the process ends: a part of it would be done twice after a
+    /// crash.
+    pub(super) fn put_away(
+        &mut self,
+        now: Now,
+        wired: &mut Wired,
+        queues: &mut [Queue],
+        effects: &mut Vec<Effect>,
+    ) -> bool {
+        self.keep_progress(wired, queues);
+        // While something is on its way others are told of time now and then only: each word costs them
+        // a frame, and when all has arrived the confirmation makes this shard look again.
+        let is_due = self.outbox.depth() == 0 || now.monotonic_ms >= wired.told_ms + TELL_MS;
+        let is_told = self.options.shard_count > 1 && is_due;
+        let marks = if is_told { wired.task.times_mut().to_tell() } else { Vec::new() };
+        if !marks.is_empty() {
+            wired.told_ms = now.monotonic_ms;
+        }
+        let made = wired.task.take_made();
+        if made.is_empty() && marks.is_empty() {
+            return false;
+        }
+        let Made { changed, emitted, sunk, rejected, .. } = made;
+        let mut sorted = Sorted::default();
+        for record in emitted {
+            self.sort(wired, &record, &mut sorted);
+        }
+        for rejected in rejected {
+            self.sort(wired, &dead_letter(rejected), &mut sorted);
+        }
+        let built = sorted
+            .own
+            .into_iter()
+            .flat_map(|(id, batches)| batches.build().into_iter().map(move |batch| (id, batch)));
+        let batches: Vec<(PartitionId, RecordBatch)> = sunk.into_iter().chain(built).collect();
+        let mut changes = Vec::new();
+        let sent = self.entries(wired, sorted.away, &marks, &mut changes);
+        let step = stored_step(&wired.task).encode();
+        let step_key = stored::step_key(wired.task.plan().id());
+        changes.push(Change { key: step_key, value: Some(step) });
+
+        let value_size = |value: Option<&[u8]>| value.map_or(0, <[u8]>::len);
+        let size = batches.iter().map(|(_, batch)| batch.bytes().len()).sum::<usize>()
+            + changes
+                .iter()
+                .map(|it| it.key.len() + value_size(it.value.as_deref()))
+                .sum::<usize>()
+            + changed
+                .iter()
+                .map(|key| key.len() + value_size(self.state.value(key)))
+                .sum::<usize>();
+        let count = batches.len() + changes.len() + changed.len();
+        let added = size + count * ENTRY_OVERHEAD_MAX;
+        assert!(
+            self.deferred.is_empty()
+                && self.wal.filling_size() + added <= self.wal.frame_size_max(),
+            "a step made {added} bytes, more than its frame has room for"
+        );
+        for (id, batch) in batches {
+            // A topic that is gone takes nothing.
+            _ = self.fill(now, id, &batch);
+        }
+        changes.into_iter().for_each(|change| self.record(change));
+        for key in changed {
+            match self.state.value(&key) {
+                Some(value) => self.wal.append_put(&key, value),
+                None => self.wal.append_delete(&key),
+            }
+        }
+        for (shard, sequence) in sent {
+            self.hold(Outgoing::Entry(shard, sequence), effects);
+        }
+        true
+    }
+
+    /// How far inputs and entries of other shards were taken becomes part of what is made.
+    fn keep_progress(&mut self, wired: &mut Wired, queues: &mut [Queue]) {
+        let Wired { task, inputs, moved, news, .. } = wired;
+        let topology = task.plan().id();
+        for number in moved.drain(..) {
+            let input = &mut inputs[number];
+            input.is_moved = false;
+            let newest_ms = task.times().newest_ms(input.source, input.id.index);
+            let value = stored::encode_progress(input.next_offset, newest_ms);
+            task.keep(&mut self.state, stored::progress_key(topology, input.id), Some(value));
+        }
+        for (queue, sender) in queues.iter_mut().zip(0..) {
+            if std::mem::take(&mut queue.is_moved) {
+                let value = queue.position().encode();
+                task.keep(&mut self.state, stored::position_key(topology, sender), Some(value));
+            }
+        }
+        for (key, value) in news.drain(..) {
+            task.keep(&mut self.state, key, Some(value));
+        }
+    }
+
+    /// Finds where a record goes.
+    fn sort(&self, wired: &mut Wired, record: &Emitted, sorted: &mut Sorted) {
+        let sizes = self.sizes();
+        let route = match record.to {
+            Destination::DeadLetter => wired.dead_letter.as_ref(),
+            Destination::Sink(sink) => wired.sinks.get(sink),
+            Destination::Stage { stage, partition } => {
+                let shard = wired.task.shard_of(stage, partition);
+                let place = Place::Stage(stage, partition);
+                let places = sorted.away.entry(shard).or_default();
+                return places.entry(place).or_default().push(record, sizes);
+            }
+        };
+        let Some(route) = route else { return };
+        let partition = match &record.key {
+            Some(key) => (murmur2(key) & 0x7fff_ffff) % route.partition_count,
+            None => {
+                wired.keyless = wired.keyless.wrapping_add(1);
+                wired.keyless % route.partition_count
+            }
+        };
+        let id = route.partition(partition);
+        let shard = route.shard_of(partition);
+        if shard == self.options.id {
+            sorted.own.entry(id).or_default().push(record, sizes);
+        } else {
+            let places = sorted.away.entry(shard).or_default();
+            places.entry(Place::Sink(id)).or_default().push(record, sizes);
+        }
+    }
+
+    /// Makes the entries for other shards: what to record, and which entries they are.
+    fn entries(
+        &mut self,
+        wired: &Wired,
+        mut away: BTreeMap<ShardId, BTreeMap<Place, Batches>>,
+        marks: &[(usize, Mark)],
+        changes: &mut Vec<Change>,
+    ) -> Vec<(ShardId, u64)> {
+        let plan = wired.task.plan();
+        let (topology, version) = (plan.id(), self.catalog.routes().version);
+        let ids = plan.stage_ids();
+        let size_max = self.sizes().entry;
+        let others: Vec<ShardId> = self.outbox.others().collect();
+        let mut sent = Vec::new();
+        for shard in others {
+            let mut send = |parts: &mut Vec<Part>| {
+                let entry = StageEntry { topology, version, parts: std::mem::take(parts) };
+                sent.push((shard, self.outbox.push(shard, entry.encode(), changes)));
+            };
+            let mut parts = Vec::new();
+            let mut size = 0;
+            for (place, batches) in away.remove(&shard).unwrap_or_default() {
+                for batch in batches.build() {
+                    let batch = batch.into_bytes();
+                    if size + batch.len() > size_max && !parts.is_empty() {
+                        send(&mut parts);
+                        size = 0;
+                    }
+                    size += batch.len();
+                    parts.push(match place {
+                        Place::Sink(id) => Part::Sink { id, batch },
+                        Place::Stage(stage, partition) => {
+                            let (stage, place) = (ids[stage], wired.task.place(stage));
+                            Part::Stage { stage, place, partition, batch }
+                        }
+                    });
+                }
+            }
+            // Time goes on after the records that were made before it did.
+            let marks = marks.iter();
+            parts.extend(marks.map(|(stage, mark)| Part::Mark { stage: ids[*stage], mark: *mark }));
+            if !parts.is_empty() {
+                send(&mut parts);
+            }
+        }
+        sent
+    }
+}

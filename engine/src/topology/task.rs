@@ -1,0 +1,497 @@
+//! A topology at work on one shard: records in, and for each what it changed and made; timers, once
+//! their time has come, operator by operator.
+//!
+//! Each call is taken whole: its changes go into the shard's state at once, what it made is gathered
+//! until the shard asks for it. The shard puts both into one frame. A call whose result has no
+//! room in that frame is as if it had not been; it is made again for the next one.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tidemill_wal::format::{ENTRY_OVERHEAD_MAX, PartitionId, ShardId};
+
+use super::key::{TimeDomain, Timer};
+use super::run::{
+    Circumstances, Destination, Emitted, Failure, OperatorCounts, StagePlace, Wanted,
+};
+use super::watermark::EventTimes;
+use super::{NameId, Plan};
+use crate::batch::{Record, RecordBatch};
+use crate::command::partition_shard;
+use crate::effect::{Change, Now};
+use crate::state::State;
+
+/// Where a task is, and where the topology's other parts are.
+#[derive(Debug, Clone)]
+pub struct Surroundings {
+    /// The shard.
+    pub shard: ShardId,
+    /// How many there are.
+    pub shard_count: u16,
+    /// Where each stage's keys live.
+    pub stages: Vec<StagePlace>,
+}
+
+/// Facts of the step that a call is part of.
+#[derive(Debug, Clone, Copy)]
+pub struct Step {
+    /// Its clock.
+    pub now: Now,
+    /// The frame that it goes into.
+    pub sequence: u64,
+    /// Seed of its random numbers.
+    pub seed: u64,
+    /// Most that one call may make, in bytes.
+    pub size_max: usize,
+}
+
+/// A record that could not be processed, or a timer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rejected {
+    /// Why.
+    pub failure: Failure,
+    /// The record; none if it was a timer.
+    pub record: Option<Record>,
+    /// Topic and partition that it is from, for people.
+    pub origin: String,
+}
+
+/// Most bytes of a failure's words that a dead letter tells.
+pub const WORDS_SIZE_MAX: usize = 4096;
+
+impl Rejected {
+    /// Bytes of the dead letter, at most.
+    fn size(&self) -> usize {
+        let reason = self.failure.to_string().len().min(WORDS_SIZE_MAX);
+        let words = reason + self.failure.place().len() + self.origin.len() + 256;
+        let record = self.record.as_ref().map_or(0, |record| {
+            let value = |bytes: &Option<Bytes>| bytes.as_ref().map_or(0, Bytes::len);
+            let header = |(name, it): &(Bytes, Option<Bytes>)| name.len() + value(it) + 10;
+            let headers: usize = record.headers.iter().map(header).sum();
+            value(&record.key) + value(&record.value) + headers
+        });
+        words + record
+    }
+}
+
+/// What is to go into the frame since it was last asked for.
+#[derive(Debug, Default)]
+pub struct Made {
+    /// Keys of the shard's state that have changed.
+    pub changed: BTreeSet<Vec<u8>>,
+    /// Records, in order.
+    pub emitted: Vec<Emitted>,
+    /// Records that another shard made for partitions of this one, in order.
+    pub sunk: Vec<(PartitionId, RecordBatch)>,
+    /// For the dead-letter topic.
+    pub rejected: Vec<Rejected>,
+    /// Bytes of all of it, about: no less than half of what the frame will have.
+    pub size: usize,
+}
+
+impl Made {
+    /// Whether it holds nothing.
+    pub fn is_empty(&self) -> bool {
+        self.size == 0
+    }
+}
+
+/// What became of a call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Taken {
+    /// It is done.
+    Done,
+    /// What it made does not fit the frame any more: it is to be made again.
+    NoRoom,
+}
+
+/// What became of the timers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fired {
+    /// None was due.
+    None,
+    /// All that were due have fired.
+    All,
+    /// The time is over, or the frame is full.
+    Cut,
+    /// The same, while event time went on: what its timers are to tell of that time must not be told by
+    /// a record before them.
+    CutAmid,
+}
+
+/// Counts since the start, for metrics.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Records of sources.
+    pub records: u64,
+    /// Records from other shards.
+    pub arrivals: u64,
+    /// Timers that fired.
+    pub timers: u64,
+    /// Records that were sent to another shard, for their key lives there.
+    pub sent: u64,
+    /// Of these, those whose producer should have known.
+    pub misplaced: u64,
+    /// Records that came too late.
+    pub late: u64,
+    /// Calls that failed.
+    pub rejected: u64,
+    /// Records that retention or a deletion took before they were read.
+    pub missed: u64,
+}
+
+/// A topology on one shard.
+pub struct Task {
+    plan: Arc<Plan>,
+    times: EventTimes,
+    monotonic_ms: u64,
+    /// Of the calls of this step. Its clock is the newest of all steps: an older one that follows
+    /// counts as this.
+    circumstances: Circumstances,
+    made: Made,
+    /// A failure without a dead-letter topic.
+    stuck: Option<Failure>,
+    counts: Counts,
+    /// What each operator has done since the start.
+    operators: Vec<OperatorCounts>,
+}
+
+impl Task {
+    /// As it was before, or new: nothing is known of event time. `clock_ms` is the clock of the last
+    /// step, `monotonic_ms` the monotonic one of now.
+    pub fn new(
+        plan: Arc<Plan>,
+        surroundings: Surroundings,
+        clock_ms: i64,
+        monotonic_ms: u64,
+    ) -> Self {
+        let rules = (0..plan.sources().count()).map(|source| plan.time_rules(source)).collect();
+        let stage_inputs = plan.stage_inputs().map(<[_]>::to_vec).collect();
+        let operator_inputs = plan.operators().map(|(_, inputs)| inputs.to_vec()).collect();
+        let shard = (usize::from(surroundings.shard.0), usize::from(surroundings.shard_count));
+        let mut times = EventTimes::new(rules, stage_inputs, operator_inputs, shard);
+        times.tell_of(plan.timed_stages());
+        let circumstances = Circumstances {
+            now_ms: clock_ms,
+            shard: surroundings.shard,
+            shard_count: surroundings.shard_count,
+            stages: surroundings.stages,
+            watermarks_ms: times.operators_ms().to_vec(),
+            seed: 0,
+            step: 0,
+            size_max: 0,
+        };
+        let (made, counts) = (Made::default(), Counts::default());
+        let operators = vec![OperatorCounts::default(); plan.operator_names().len()];
+        Self { plan, times, monotonic_ms, circumstances, made, stuck: None, counts, operators }
+    }
+
+    /// Event time of an operator, as the last step left it: up to where its timers have all fired, and
+    /// what it sees.
+    pub fn resume_operator(&mut self, operator: usize, fired_ms: i64, seen_ms: i64) {
+        self.times.set_operator(operator, fired_ms);
+        self.circumstances.watermarks_ms[operator] = seen_ms;
+    }
+
+    /// Event time that each operator sees.
+    pub fn watermarks_ms(&self) -> &[i64] {
+        &self.circumstances.watermarks_ms
+    }
+
+    /// A step begins: what follows is part of it. Its clock is the machine's; while that is behind,
+    /// for it was set back, the clock goes on from where it was.
+    pub fn begin(&mut self, step: Step) {
+        let Step { now, sequence, seed, size_max } = step;
+        let passed_ms = now.monotonic_ms.saturating_sub(self.monotonic_ms);
+        let circumstances = &mut self.circumstances;
+        let went_on_ms = circumstances.now_ms.saturating_add(passed_ms as i64);
+        circumstances.now_ms = went_on_ms.max(now.wall_ms);
+        (circumstances.step, circumstances.seed) = (sequence, seed);
+        circumstances.size_max = size_max;
+        self.monotonic_ms = now.monotonic_ms;
+    }
+
+    /// Its plan.
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// Event time, to be set up after a start.
+    pub fn times_mut(&mut self) -> &mut EventTimes {
+        &mut self.times
+    }
+
+    /// Event time.
+    pub fn times(&self) -> &EventTimes {
+        &self.times
+    }
+
+    /// The newest clock of a step.
+    pub fn clock_ms(&self) -> i64 {
+        self.circumstances.now_ms
+    }
+
+    /// Counts since the start.
+    pub fn counts(&self) -> Counts {
+        self.counts
+    }
+
+    /// What each operator has done since the start, by its number.
+    pub fn operators(&self) -> &[OperatorCounts] {
+        &self.operators
+    }
+
+    /// Counts, to be changed.
+    pub fn counts_mut(&mut self) -> &mut Counts {
+        &mut self.counts
+    }
+
+    /// Where the keys of a stage are.
+    pub fn place(&self, stage: usize) -> StagePlace {
+        self.circumstances.stages[stage]
+    }
+
+    /// The partition of a stage that a key belongs to.
+    pub fn partition_of(&self, stage: usize, key: &[u8]) -> u32 {
+        self.circumstances.place(stage, key).0
+    }
+
+    /// Where a partition of a stage lives.
+    pub fn shard_of(&self, stage: usize, partition: u32) -> ShardId {
+        let first_shard = self.circumstances.stages[stage].first_shard;
+        partition_shard(first_shard, partition, self.circumstances.shard_count)
+    }
+
+    /// What could not be processed and has nowhere to go; it was not taken.
+    pub fn take_stuck(&mut self) -> Option<Failure> {
+        self.stuck.take()
+    }
+
+    /// What is to go into the frame since the last call.
+    pub fn take_made(&mut self) -> Made {
+        std::mem::take(&mut self.made)
+    }
+
+    /// Takes records that another shard made for a partition of this one.
+    pub fn sink(&mut self, id: PartitionId, batch: RecordBatch, room: usize) -> Taken {
+        let size = batch.bytes().len() + ENTRY_OVERHEAD_MAX;
+        if !self.fits(size, room) {
+            return Taken::NoRoom;
+        }
+        self.made.size += size;
+        self.made.sunk.push((id, batch));
+        Taken::Done
+    }
+
+    /// Sets or removes an entry of the shard's state that is the task's own.
+    pub fn keep(&mut self, state: &mut State, key: Vec<u8>, value: Option<Vec<u8>>) {
+        let value_size = value.as_ref().map_or(0, Vec::len);
+        self.made.size += key.len() + value_size + ENTRY_OVERHEAD_MAX;
+        self.change(state, key, value);
+    }
+
+    /// A batch of a source cannot be read, or the rest of it: from this offset to the last.
+    pub fn on_bad_batch(
+        &mut self,
+        (source, partition): (usize, u32),
+        (first, last): (u64, u64),
+        reason: &str,
+        room: usize,
+    ) -> Taken {
+        let topic = self.plan.sources().nth(source).unwrap_or_default();
+        let origin = format!("{topic}-{partition}@{first}..={last}");
+        let failure = Failure::Decode { source_name: topic.to_owned(), reason: reason.to_owned() };
+        self.reject(Rejected { failure, record: None, origin }, room)
+    }
+
+    /// Processes a record of a source.
+    pub fn on_record(
+        &mut self,
+        state: &mut State,
+        (source, partition): (usize, u32),
+        record: &Record,
+        room: usize,
+    ) -> Taken {
+        let result = self.plan.on_record(state, &self.circumstances, (source, partition), record);
+        let time_ms = match &result {
+            Ok(wanted) => wanted.event_time_ms.unwrap_or(record.timestamp_ms),
+            // Nobody knows its time: it moves none.
+            Err(_) => i64::MIN,
+        };
+        let origin = || {
+            let topic = self.plan.sources().nth(source).unwrap_or_default();
+            format!("{topic}-{partition}@{}", record.offset)
+        };
+        let rejected =
+            |failure| Rejected { failure, record: Some(record.clone()), origin: origin() };
+        let taken = match result {
+            Ok(wanted) => self.take(state, wanted, room),
+            Err(failure) => {
+                let rejected = rejected(failure);
+                self.reject(rejected, room)
+            }
+        };
+        if taken == Taken::Done {
+            self.counts.records += 1;
+            self.times.on_record(source, partition, time_ms, self.monotonic_ms);
+        }
+        taken
+    }
+
+    /// Processes a record that another shard sent to a stage.
+    pub fn on_arrival(
+        &mut self,
+        state: &mut State,
+        (stage, partition): (usize, u32),
+        record: &Record,
+        room: usize,
+    ) -> Taken {
+        let result = self.plan.on_arrival(state, &self.circumstances, (stage, partition), record);
+        let taken = match result {
+            Ok(wanted) => self.take(state, wanted, room),
+            Err(failure) => {
+                let name = self.plan.stages().nth(stage).unwrap_or_default();
+                let origin = format!("key {name}-{partition}");
+                self.reject(Rejected { failure, record: Some(record.clone()), origin }, room)
+            }
+        };
+        self.counts.arrivals += u64::from(taken == Taken::Done);
+        taken
+    }
+
+    /// Fires timers whose time has come, while `goes_on` says so: by event time operator after
+    /// operator, so that what one makes is there before time goes on for the next; then by the clock.
+    pub fn fire(
+        &mut self,
+        state: &mut State,
+        room: usize,
+        goes_on: &mut dyn FnMut() -> bool,
+    ) -> Fired {
+        let count_before = self.counts.timers;
+        let operators: Vec<NameId> = self.plan.operators().map(|(id, _)| id).collect();
+        for (index, operator) in operators.iter().enumerate() {
+            let seen_ms = &mut self.circumstances.watermarks_ms[index];
+            let due_ms = self.times.due_ms(index).max(*seen_ms);
+            // From the first of its timers on the operator sees the new time, also if the others have to
+            // wait: a record for what a timer has ended is late.
+            *seen_ms = due_ms;
+            let domain = TimeDomain::Event;
+            // What timers set for a time that has come fires as well.
+            let fired = self.fire_of(state, (*operator, domain, due_ms), room, goes_on);
+            if !fired {
+                return Fired::CutAmid;
+            }
+            self.times.set_operator(index, due_ms);
+        }
+        let clock_ms = self.circumstances.now_ms;
+        let has_fired = operators.iter().all(|operator| {
+            let due = (*operator, TimeDomain::Processing, clock_ms);
+            self.fire_of(state, due, room, goes_on)
+        });
+        match has_fired {
+            false => Fired::Cut,
+            true if self.counts.timers == count_before => Fired::None,
+            true => Fired::All,
+        }
+    }
+
+    /// False if some are left.
+    fn fire_of(
+        &mut self,
+        state: &mut State,
+        (operator, domain, due_ms): (NameId, TimeDomain, i64),
+        room: usize,
+        goes_on: &mut dyn FnMut() -> bool,
+    ) -> bool {
+        let prefix = Timer::prefix(self.plan.id(), domain, operator);
+        loop {
+            let next = state.range(&prefix).next().and_then(|(key, _)| Timer::decode(key));
+            let Some(timer) = next.filter(|timer| timer.time_ms <= due_ms) else { return true };
+            if !goes_on() {
+                return false;
+            }
+            let taken = match self.plan.on_timer(state, &self.circumstances, &timer) {
+                Ok(wanted) => self.take(state, wanted, room),
+                Err(failure) => {
+                    let origin = format!("timer of {:?} at {}", timer.operator, timer.time_ms);
+                    let taken = self.reject(Rejected { failure, record: None, origin }, room);
+                    if taken == Taken::Done {
+                        // It would fail for ever.
+                        self.change(state, timer.encode(), None);
+                    }
+                    taken
+                }
+            };
+            if taken == Taken::NoRoom {
+                return false;
+            }
+            self.counts.timers += 1;
+        }
+    }
+
+    /// When the next timer by the clock is due, in milliseconds since 1970.
+    pub fn next_timer_ms(&self, state: &State) -> Option<i64> {
+        let first = |(operator, _): (NameId, &[super::Origin])| {
+            let prefix = Timer::prefix(self.plan.id(), TimeDomain::Processing, operator);
+            let (key, _) = state.range(&prefix).next()?;
+            Timer::decode(key).map(|timer| timer.time_ms)
+        };
+        self.plan.operators().filter_map(first).min()
+    }
+
+    fn take(&mut self, state: &mut State, wanted: Wanted, room: usize) -> Taken {
+        let size = wanted.size();
+        if !self.fits(size, room) {
+            return Taken::NoRoom;
+        }
+        self.made.size += size;
+        self.counts.misplaced += wanted.misplaced;
+        self.counts.late += wanted.late;
+        let is_sent = |it: &&Emitted| matches!(it.to, Destination::Stage { .. });
+        self.counts.sent += wanted.emitted.iter().filter(is_sent).count() as u64;
+        for (operator, counts) in wanted.operators {
+            self.operators[operator] += counts;
+        }
+        for (key, value) in wanted.changes {
+            self.change(state, key, value);
+        }
+        self.made.emitted.extend(wanted.emitted);
+        Taken::Done
+    }
+
+    /// Whether what a call made goes into the frame. The first of a step goes in even if it is more
+    /// than a frame is meant to have; it is not more than a frame can have.
+    fn fits(&self, size: usize, room: usize) -> bool {
+        self.made.size == 0 || self.made.size + size <= room
+    }
+
+    fn change(&mut self, state: &mut State, key: Vec<u8>, value: Option<Vec<u8>>) {
+        state.apply(Change { key: key.clone(), value });
+        self.made.changed.insert(key);
+    }
+
+    fn reject(&mut self, mut rejected: Rejected, room: usize) -> Taken {
+        if self.plan.dead_letter().is_none() {
+            self.stuck = Some(rejected.failure);
+            return Taken::NoRoom;
+        }
+        if rejected.size() > self.circumstances.size_max {
+            // It stays where it is from, and the letter says where.
+            rejected.record = None;
+        }
+        let size = rejected.size();
+        if !self.fits(size, room) {
+            return Taken::NoRoom;
+        }
+        self.made.size += size;
+        self.counts.rejected += 1;
+        let culprit = rejected.failure.place();
+        let culprit = self.plan.operator_names().iter().position(|name| name == culprit);
+        if let Some(culprit) = culprit {
+            self.operators[culprit].failed += 1;
+        }
+        self.made.rejected.push(rejected);
+        Taken::Done
+    }
+}
