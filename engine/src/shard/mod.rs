@@ -524,6 +524,7 @@ impl Shard {
 
     /// Whether `size` more bytes of ordinary work fit, leaving the reserve alone.
     fn has_room(&self, size: usize) -> bool {
+        let size = size + self.topologies.arrived_size();
         let spends = mutation::is_on(Mutation::SpendReserve);
         let part = (self.wal.capacity() / RESERVE_PART).min(self.options.segment_size / 2);
         let reserve = if spends { 0 } else { part };

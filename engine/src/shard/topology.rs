@@ -23,6 +23,7 @@ use self::inputs::Input;
 use super::{Outgoing, Shard};
 use crate::command::TopicRoute;
 use crate::effect::{Effect, MeshMessage, Now};
+use crate::outbox::ENTRIES_MAX;
 use crate::topology::{Counts, Fired, OperatorCounts, Plan, Step, Task};
 
 /// Most bytes that the records of a batch may take when they are decompressed.
@@ -32,6 +33,11 @@ const RECORDS_SIZE_MAX: usize = 64 << 20;
 /// taking records; and bytes of them.
 const ON_THEIR_WAY_MAX: usize = 256;
 const ON_THEIR_WAY_SIZE_MAX: usize = 8 << 20;
+
+/// Entries for one shard at which records of other shards wait as well, and timers that have begun to
+/// fire. The rest of the outbox is for
+/// what changes the catalog.
+const FULL_AT: usize = 3 * ENTRIES_MAX / 4;
 
 /// Bytes of keys of a dropped state that one step takes away, about.
 const DROPPED_SIZE_MAX: usize = 16 << 10;
@@ -196,6 +202,8 @@ pub(super) struct Topologies {
     appended: Vec<(PartitionId, Sequence, usize)>,
     /// Shards whose entries came in this step, with the filter that says so.
     arrived: Vec<arrivals::Arrived>,
+    /// Bytes of entries that came in this step, and are not in its frame yet.
+    arrived_size: usize,
     /// Entries for which the log had no room.
     held: VecDeque<arrivals::Held>,
     /// Topics have come or gone since topologies were wired.
@@ -221,6 +229,11 @@ impl Topologies {
     /// Whether entries of a shard came in this step, and the filter that says so is not recorded.
     pub(super) fn has_arrived(&self, from: ShardId) -> bool {
         self.arrived.iter().any(|arrived| arrived.is_from(from))
+    }
+
+    /// Bytes that the filling frame is to have beside those that it has: of what other shards sent.
+    pub(super) fn arrived_size(&self) -> usize {
+        self.arrived_size
     }
 
     /// A batch is in the filling frame.
@@ -408,14 +421,19 @@ impl Shard {
         let may_send = self.may_send(index);
         // Time goes on and makes the state smaller, if anything does.
         let may_grow = !self.topologies.is_over_budget;
+        let is_filled = self.outbox.depth() >= FULL_AT;
         let mut is_full = false;
         let mut resting = 0;
         while resting < Phase::COUNT && !is_full {
             let turn = match wired.phase {
-                Phase::Arrivals => self.take_arrivals(wired, queues, (room, may_grow), goes_on),
+                Phase::Arrivals => {
+                    // The outbox empties when its entries are stored, not when they are taken, so no
+                    // two shards wait for each other with this.
+                    self.take_arrivals(wired, queues, (room, may_grow && !is_filled), goes_on)
+                }
                 Phase::Inputs if !may_send || !may_grow => Turn::Nothing,
                 Phase::Inputs => self.take_input(index, wired, room, goes_on, effects),
-                Phase::Timers if !may_send && !wired.is_amid => Turn::Nothing,
+                Phase::Timers if !may_send && (!wired.is_amid || is_filled) => Turn::Nothing,
                 Phase::Timers => {
                     let fired = wired.task.fire(&mut self.state, room, goes_on);
                     wired.is_amid = fired == Fired::CutAmid;

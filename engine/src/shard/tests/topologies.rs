@@ -519,7 +519,7 @@ fn the_state_of_a_key_can_be_read() {
 fn what_came_into_the_frame_before_a_topology_was_wired_is_read_in_its_turn() {
     let mut world = World::with(counting());
     let [input] = make_topics(&mut world, ["in"]);
-    send(&mut world, input, &[("a", "x", 1)]);
+    send(&mut world, input, &[("a", "x", 1), ("a", "x", 1)]);
     let mut effects = Vec::new();
     let mut produce = |world: &mut World, key: &str| {
         let record =
@@ -552,5 +552,5 @@ fn what_came_into_the_frame_before_a_topology_was_wired_is_read_in_its_turn() {
     world.run();
     let routes = world.shard.catalog.routes();
     let output = PartitionId { topic: routes.topics["out"].id, index: 0 };
-    assert_eq!(received(&mut world, output), ["a=1", "b=1", "c=1"]);
+    assert_eq!(received(&mut world, output), ["a=1", "a=2", "b=1", "c=1"]);
 }

@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use std::iter::Peekable;
 
 use bytes::Bytes;
-use tidemill_wal::format::ShardId;
+use tidemill_wal::format::{ENTRY_OVERHEAD_MAX, ShardId};
 
 use super::{Hosted, RECORDS_SIZE_MAX, Turn, Wired};
 use crate::batch::{RecordBatch, RecordIter};
@@ -248,6 +248,7 @@ impl Shard {
             if let Err(why) = queue.push(sequence, bytes, false) {
                 panic!("{why}: of shard {}", from.0);
             }
+            self.topologies.arrived_size += bytes.len() + 2 * ENTRY_OVERHEAD_MAX;
         } else {
             // Of a topology that this program does not have: it may come back.
             let key = stored::arrival_key(entry.topology, from.0, sequence);
@@ -279,6 +280,7 @@ impl Shard {
                 }
             }
         }
+        self.topologies.arrived_size = 0;
         changes.into_iter().for_each(|change| self.record(change));
         for Arrived { from, filter } in std::mem::take(&mut self.topologies.arrived) {
             self.confirm_entries(from, filter, effects);

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use tidemill_wal::format::{ENTRY_OVERHEAD_MAX, PartitionId, ShardId};
 
-use super::{Queue, Sizes, Wired};
+use super::{ON_THEIR_WAY_MAX, Queue, Sizes, Wired};
 use crate::batch::{BatchBuilder, NewRecord, RecordBatch};
 use crate::command::murmur2;
 use crate::effect::{Change, Effect, Now};
@@ -110,8 +110,9 @@ impl Shard {
         self.keep_progress(wired, queues);
         // While something is on its way others are told of time now and then only: each word costs them
         // a frame, and when all has arrived the confirmation makes this shard look again.
-        let is_due = self.outbox.depth() == 0 || now.monotonic_ms >= wired.told_ms + TELL_MS;
-        let is_told = self.options.shard_count > 1 && is_due;
+        let depth = self.outbox.depth();
+        let is_due = now.monotonic_ms >= wired.told_ms + TELL_MS && depth < ON_THEIR_WAY_MAX;
+        let is_told = self.options.shard_count > 1 && (depth == 0 || is_due);
         let marks = if is_told { wired.task.times_mut().to_tell() } else { Vec::new() };
         if !marks.is_empty() {
             wired.told_ms = now.monotonic_ms;
