@@ -703,9 +703,15 @@ pub fn partition_shard(first_shard: ShardId, partition: u32, shard_count: u16) -
 /// partitions.
 pub const TOPOLOGY_GROUPS: &str = "tidemill.";
 
-/// The shard that holds a consumer group: `murmur2(group) mod shards`.
+/// The partition of a key, as Kafka's Java client chooses it: `murmur2(key)` without its sign,
+/// `mod partitions`.
+pub fn key_partition(key: &[u8], partition_count: u32) -> u32 {
+    (murmur2(key) & 0x7fff_ffff) % partition_count
+}
+
+/// The shard that holds a consumer group: as if the shards were partitions and the group a key.
 pub fn group_shard(group: &str, shard_count: u16) -> ShardId {
-    ShardId(((murmur2(group.as_bytes()) & 0x7fff_ffff) % u32::from(shard_count)) as u16)
+    ShardId(key_partition(group.as_bytes(), shard_count.into()) as u16)
 }
 
 /// MurmurHash2 with the seed and the tail handling of Kafka's Java client, which picks partitions

@@ -18,7 +18,7 @@ use crate::batch::{self, BatchBuilder, NewRecord};
 use crate::catalog::CatalogLimits;
 use crate::command::{
     CatalogCommand, Command, Fetch, FetchPartition, NewTopic, Produce, Reply, Routes, Ticket,
-    TopicRoute, murmur2,
+    TopicRoute, key_partition,
 };
 use crate::effect::{Effect, ExtentRead, Input, Now, ReadFault, ReadFrom};
 use crate::group::GroupLimits;
@@ -242,14 +242,13 @@ impl TestDriver {
             return false;
         }
         let route = self.route(topic);
-        let number = match &record.key {
-            Some(key) => murmur2(key) & 0x7fff_ffff,
+        let index = match &record.key {
+            Some(key) => key_partition(key, route.partition_count),
             None => {
                 self.keyless += 1;
-                self.keyless
+                self.keyless % route.partition_count
             }
         };
-        let index = number % route.partition_count;
         let headers: Vec<(&[u8], Option<&[u8]>)> =
             record.headers.iter().map(|(name, value)| (&name[..], value.as_deref())).collect();
         let mut builder = BatchBuilder::new();

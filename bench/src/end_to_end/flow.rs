@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use tidemill::batch::Compression;
-use tidemill::command::murmur2;
+use tidemill::command::{key_partition, murmur2};
 use tidemill::topology::KEY_PARTITIONS;
 
 use super::results::Results;
@@ -123,7 +123,7 @@ impl<'a> Plain<'a> {
     pub fn open(target: &'a Target, common: Common) -> Result<Self, String> {
         const TOPIC: &str = "plain";
         let leaders = target.make_topic(TOPIC, common.partitions, &[])?;
-        let place = |key: &[u8]| partition_here(key, common.partitions);
+        let place = |key: &[u8]| key_partition(key, common.partitions);
         let (produce, _) = Produce::of_keys(&common.shape(TOPIC), &leaders, &place)?;
         Ok(Self { target, common, produce })
     }
@@ -152,7 +152,7 @@ impl<'a> Flow<'a> {
             spread.check()?;
         }
         let place = |key: &[u8]| match form.place {
-            Place::Here => partition_here(key, common.partitions),
+            Place::Here => key_partition(key, common.partitions),
             Place::Elsewhere => spread.partition_elsewhere(key),
         };
         let (produce, turns) = Produce::of_keys(&common.shape(form.from), &from, &place)?;
@@ -258,11 +258,6 @@ fn hash(key: &[u8]) -> u32 {
     murmur2(key) & 0x7fff_ffff
 }
 
-/// Where Kafka's Java client puts a key.
-fn partition_here(key: &[u8], partitions: u32) -> u32 {
-    hash(key) % partitions
-}
-
 /// A topic over the shards of a node.
 #[derive(Debug, Clone, Copy)]
 struct Spread<'a> {
@@ -334,7 +329,7 @@ mod tests {
         for number in 0..1000 {
             let key = key_text(number);
             let partition = spread.partition_elsewhere(key.as_bytes());
-            let shard = partition_here(key.as_bytes(), KEY_PARTITIONS) as u16 % 3;
+            let shard = key_partition(key.as_bytes(), KEY_PARTITIONS) as u16 % 3;
             assert_ne!(leaders.0[partition as usize], at(100 + shard), "key {number}");
             used[partition as usize] = true;
         }

@@ -219,7 +219,7 @@ fn a_shard_that_does_not_get_on_is_sent_no_more_than_it_may_keep() {
     // The shard that has the topic sends, and the other one stops at the first of these.
     let home = driver.route("in").shard_of(0);
     let is_away = |text: &String| {
-        let partition = (murmur2(&text.as_bytes()[..8]) & 0x7fff_ffff) % 256;
+        let partition = key_partition(&text.as_bytes()[..8], 256);
         partition % 2 != u32::from(home.0)
     };
     let texts: Vec<String> =

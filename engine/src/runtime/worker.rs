@@ -331,6 +331,10 @@ impl Worker {
     /// Lets topologies work for their time, and measures how long one call of theirs holds up
     /// everybody else.
     fn process(&mut self, now: Now) {
+        if !self.shard.has_topologies() {
+            self.has_work = self.shard.process(now, &mut || true, &mut self.effects);
+            return;
+        }
         let started = Instant::now();
         let (mut last, mut longest) = (started, Duration::ZERO);
         let budget = self.operator_budget;

@@ -75,6 +75,13 @@ struct Pause {
     until_ms: Option<u64>,
 }
 
+impl Pause {
+    /// For a while: the same may do better then.
+    fn retried(why: String, now: Now) -> Self {
+        Self { why, until_ms: Some(now.monotonic_ms + RETRY_MS) }
+    }
+}
+
 impl std::fmt::Debug for Hosted {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let name = self.plan.name();
@@ -259,6 +266,11 @@ impl Shard {
     /// Why a topology does not run, for each that does not.
     pub fn paused_topologies(&self) -> impl Iterator<Item = (&str, &str)> {
         self.topologies.hosted.iter().filter_map(|it| Some((it.plan.name(), self.pause_of(it)?)))
+    }
+
+    /// Whether it was told to run any.
+    pub fn has_topologies(&self) -> bool {
+        !self.topologies.hosted.is_empty()
     }
 
     fn pause_of<'s>(&self, hosted: &'s Hosted) -> Option<&'s str> {
@@ -452,8 +464,7 @@ impl Shard {
                 Turn::Nothing => resting += 1,
                 Turn::Full => is_full = true,
                 Turn::Fault(why) => {
-                    let until_ms = Some(now.monotonic_ms + RETRY_MS);
-                    self.topologies.hosted[index].pause = Some(Pause { why, until_ms });
+                    self.topologies.hosted[index].pause = Some(Pause::retried(why, now));
                     break;
                 }
             }
@@ -461,8 +472,7 @@ impl Shard {
         if let Some(failure) = wired.task.take_stuck() {
             // It may be deleted meanwhile, or the operator does better with it.
             let why = format!("{failure}; there is no dead-letter topic for the record");
-            let until_ms = Some(now.monotonic_ms + RETRY_MS);
-            self.topologies.hosted[index].pause = Some(Pause { why, until_ms });
+            self.topologies.hosted[index].pause = Some(Pause::retried(why, now));
         }
         let has_made = self.put_away(now, wired, queues, effects);
         has_made && (is_full || !wired.dropping.is_empty())

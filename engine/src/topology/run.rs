@@ -16,7 +16,7 @@ use tidemill_wal::limits::{KEY_SIZE_MAX, VALUE_SIZE_MAX};
 
 use super::key;
 use crate::batch::Record;
-use crate::command::{murmur2, partition_shard};
+use crate::command::{key_partition, partition_shard};
 use crate::state::State;
 
 /// The farthest event time from 1970, in milliseconds before or after it: 36 million years. So far,
@@ -120,14 +120,9 @@ impl Circumstances {
     /// The partition of a stage that a key belongs to, and whether it is on this shard.
     pub(super) fn place(&self, stage: usize, key: &[u8]) -> (u32, ShardId) {
         let place = self.stages[stage];
-        let partition = partition_of(key, place.partition_count);
+        let partition = key_partition(key, place.partition_count);
         (partition, partition_shard(place.first_shard, partition, self.shard_count))
     }
-}
-
-/// The partition of a key, as Kafka's Java client has it.
-pub(super) fn partition_of(key: &[u8], partition_count: u32) -> u32 {
-    (murmur2(key) & 0x7fff_ffff) % partition_count
 }
 
 /// A length of time in milliseconds, and no more than event time has.

@@ -9,7 +9,7 @@ use super::context::{Context, FiredTimer, Operator, OperatorError};
 use super::key::TimeDomain;
 use super::state::{MapState, States};
 use super::stream::SideOutput;
-use super::window::{Aggregator, Windowed};
+use super::window::{Aggregator, Windowed, pass_late};
 
 /// A session's aggregate after its end, as eight bytes, and whether it is null, as one.
 #[derive(Debug, Clone)]
@@ -138,10 +138,7 @@ impl<K: 'static, V: Clone + Send + 'static, C: Codec> Operator for Sessions<K, V
         }
         let [told_ms, closes_ms] = self.due_ms(end_ms);
         if closes_ms <= watermark_ms {
-            context.count_late();
-            if let Some(late) = &self.late {
-                context.emit_to(late, value);
-            }
+            pass_late(context, self.late.as_ref(), value);
             return Ok(());
         }
         let mut whole: Option<C::Value> = None;

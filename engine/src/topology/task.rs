@@ -369,8 +369,8 @@ impl Task {
         goes_on: &mut dyn FnMut() -> bool,
     ) -> Fired {
         let count_before = self.counts.timers;
-        let operators: Vec<NameId> = self.plan.operators().map(|(id, _)| id).collect();
-        for (index, operator) in operators.iter().enumerate() {
+        let plan = self.plan.clone();
+        for (index, (operator, _)) in plan.operators().enumerate() {
             let seen_ms = &mut self.circumstances.watermarks_ms[index];
             let due_ms = self.times.due_ms(index).max(*seen_ms);
             // From the first of its timers on the operator sees the new time, also if the others have to
@@ -378,15 +378,15 @@ impl Task {
             *seen_ms = due_ms;
             let domain = TimeDomain::Event;
             // What timers set for a time that has come fires as well.
-            let fired = self.fire_of(state, (*operator, domain, due_ms), room, goes_on);
+            let fired = self.fire_of(state, (operator, domain, due_ms), room, goes_on);
             if !fired {
                 return Fired::CutAmid;
             }
             self.times.set_operator(index, due_ms);
         }
         let clock_ms = self.circumstances.now_ms;
-        let has_fired = operators.iter().all(|operator| {
-            let due = (*operator, TimeDomain::Processing, clock_ms);
+        let has_fired = plan.operators().all(|(operator, _)| {
+            let due = (operator, TimeDomain::Processing, clock_ms);
             self.fire_of(state, due, room, goes_on)
         });
         match has_fired {
@@ -406,7 +406,7 @@ impl Task {
     ) -> bool {
         let prefix = Timer::prefix(self.plan.id(), domain, operator);
         loop {
-            let next = state.range(&prefix).next().and_then(|(key, _)| Timer::decode(key));
+            let next = first_timer(state, &prefix);
             let Some(timer) = next.filter(|timer| timer.time_ms <= due_ms) else { return true };
             if !goes_on() {
                 return false;
@@ -434,8 +434,7 @@ impl Task {
     pub fn next_timer_ms(&self, state: &State) -> Option<i64> {
         let first = |(operator, _): (NameId, &[super::Origin])| {
             let prefix = Timer::prefix(self.plan.id(), TimeDomain::Processing, operator);
-            let (key, _) = state.range(&prefix).next()?;
-            Timer::decode(key).map(|timer| timer.time_ms)
+            first_timer(state, &prefix).map(|timer| timer.time_ms)
         };
         self.plan.operators().filter_map(first).min()
     }
@@ -494,4 +493,10 @@ impl Task {
         self.made.rejected.push(rejected);
         Taken::Done
     }
+}
+
+/// The first timer whose key begins like that.
+fn first_timer(state: &State, prefix: &[u8]) -> Option<Timer> {
+    let (key, _) = state.range(prefix).next()?;
+    Timer::decode(key)
 }

@@ -141,15 +141,9 @@ impl<K: Codec, V: Clone + Send + 'static> WindowedStream<K, V> {
                 let operator = Sessions { gap_ms, lateness_ms, late, aggregate, sessions, of };
                 self.stream.process(name, operator)
             }
-            Windows::Tumbling { size_ms } => {
+            windows @ (Windows::Tumbling { .. } | Windows::Hopping { .. }) => {
+                let grid = windows.grid().expect("only sessions have none");
                 let panes = MapState::new("panes", Time, codec);
-                let grid = Grid { size_ms, hop_ms: size_ms };
-                let operator = Panes { grid, lateness_ms, late, aggregate, panes, of };
-                self.stream.process(name, operator)
-            }
-            Windows::Hopping { size_ms, hop_ms } => {
-                let panes = MapState::new("panes", Time, codec);
-                let grid = Grid { size_ms, hop_ms };
                 let operator = Panes { grid, lateness_ms, late, aggregate, panes, of };
                 self.stream.process(name, operator)
             }
@@ -165,6 +159,18 @@ pub(super) struct Aggregator<V, A> {
     pub(super) initial: Initial<A>,
     pub(super) add: Add<A, V>,
     pub(super) merge: Merge<A>,
+}
+
+/// A value that came too late is counted, and goes to the side output if there is one.
+pub(super) fn pass_late<V: Clone + Send + 'static, O>(
+    context: &mut Context<'_, '_, O>,
+    late: Option<&SideOutput<V>>,
+    value: V,
+) {
+    context.count_late();
+    if let Some(late) = late {
+        context.emit_to(late, value);
+    }
 }
 
 /// Where windows of one length begin and end: at multiples of the hop. Times and lengths are at most
@@ -274,10 +280,7 @@ impl<K: 'static, V: Clone + Send + 'static, C: Codec> Operator for Panes<K, V, C
         let Some(last_end) = grid.last_end(pane) else { return Ok(()) };
         let closes_ms = (last_end - 1).saturating_add(self.lateness_ms);
         if closes_ms <= watermark_ms {
-            context.count_late();
-            if let Some(late) = &self.late {
-                context.emit_to(late, value);
-            }
+            pass_late(context, self.late.as_ref(), value);
             return Ok(());
         }
         let mut aggregate = match self.panes.get(context, &pane)? {

@@ -7,7 +7,7 @@ use std::iter::Peekable;
 use bytes::Bytes;
 use tidemill_wal::format::{PartitionId, Sequence};
 
-use super::{Pause, RECORDS_SIZE_MAX, RETRY_MS, Turn, Wired};
+use super::{Pause, RECORDS_SIZE_MAX, Turn, Wired};
 use crate::batch::{self, RecordBatch, RecordIter};
 use crate::effect::{Effect, Now, ReadFault, ReadFrom};
 use crate::shard::{Appending, Shard, read};
@@ -355,8 +355,7 @@ impl Shard {
         let (topic, id) =
             (&wired.sources[wired.inputs[number].source].name, wired.inputs[number].id);
         let why = format!("records of {topic}-{} cannot be read: {why}", id.index);
-        let until_ms = Some(now.monotonic_ms + RETRY_MS);
-        hosted.pause = Some(Pause { why, until_ms });
+        hosted.pause = Some(Pause::retried(why, now));
     }
 }
 

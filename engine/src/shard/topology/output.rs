@@ -8,7 +8,7 @@ use tidemill_wal::format::{ENTRY_OVERHEAD_MAX, PartitionId, ShardId};
 
 use super::{ON_THEIR_WAY_MAX, Queue, Sizes, Wired};
 use crate::batch::{BatchBuilder, NewRecord, RecordBatch};
-use crate::command::murmur2;
+use crate::command::key_partition;
 use crate::effect::{Change, Effect, Now};
 use crate::shard::{Outgoing, Shard};
 use crate::topology::stored::{self, Part, StageEntry, StoredStep, mark_ms};
@@ -122,12 +122,13 @@ impl Shard {
             return false;
         }
         let Made { changed, emitted, sunk, rejected, .. } = made;
+        let sizes = self.sizes();
         let mut sorted = Sorted::default();
         for record in emitted {
-            self.sort(wired, &record, &mut sorted);
+            self.sort(wired, &record, sizes, &mut sorted);
         }
         for rejected in rejected {
-            self.sort(wired, &dead_letter(rejected), &mut sorted);
+            self.sort(wired, &dead_letter(rejected), sizes, &mut sorted);
         }
         let built = sorted
             .own
@@ -197,8 +198,7 @@ impl Shard {
     }
 
     /// Finds where a record goes.
-    fn sort(&self, wired: &mut Wired, record: &Emitted, sorted: &mut Sorted) {
-        let sizes = self.sizes();
+    fn sort(&self, wired: &mut Wired, record: &Emitted, sizes: Sizes, sorted: &mut Sorted) {
         let route = match record.to {
             Destination::DeadLetter => wired.dead_letter.as_ref(),
             Destination::Sink(sink) => wired.sinks.get(sink),
@@ -211,7 +211,7 @@ impl Shard {
         };
         let Some(route) = route else { return };
         let partition = match &record.key {
-            Some(key) => (murmur2(key) & 0x7fff_ffff) % route.partition_count,
+            Some(key) => key_partition(key, route.partition_count),
             None => {
                 wired.keyless = wired.keyless.wrapping_add(1);
                 wired.keyless % route.partition_count
