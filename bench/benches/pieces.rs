@@ -196,6 +196,7 @@ impl World {
             disk_full_retry_ms: 1000,
             scrub_rate: 0,
             settle_sync_size: 1 << 20,
+            copied_at_once: usize::MAX,
             readers_max: 10,
             waiting_batches_size_max: 8 << 20,
             topologies: Vec::new(),
@@ -254,10 +255,7 @@ impl World {
                     other => panic!("nobody asked for {other:?}"),
                 }
             }
-            Effect::Plan { specs, sync_size } => {
-                let planned = specs.into_iter().map(|spec| plan_extent(spec, sync_size));
-                self.inbox.push_back(Input::Planned(planned.collect()));
-            }
+            Effect::Plan(files) => self.inbox.push_back(Input::Planned(files.plan())),
             Effect::Routes(_) | Effect::Notice(_) | Effect::Verify(_) => {}
             Effect::Mesh { .. } | Effect::Read { .. } | Effect::ReadMerge(_) | Effect::Halt(_) => {
                 panic!("nobody asked for {effect:?}")

@@ -50,6 +50,7 @@ fn options(identity: &Identity) -> ShardOptions {
         disk_full_retry_ms: 1000,
         scrub_rate: 0,
         settle_sync_size: 4 << 20,
+        copied_at_once: usize::MAX,
         readers_max: 10,
         waiting_batches_size_max: 8 << 20,
         topologies: Vec::new(),

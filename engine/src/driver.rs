@@ -8,7 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tidemill_wal::damage::FileFault;
 use tidemill_wal::disk::{DiskOp, MemoryStorage, Storage};
-use tidemill_wal::extent::{ExtentView, ReadFrom as Position, RunData, plan_extent};
+use tidemill_wal::extent::{ExtentView, ReadFrom as Position, RunData};
 use tidemill_wal::format::{PartitionId, ShardId};
 use tidemill_wal::limits::SEGMENT_SIZE_MIN;
 use tidemill_wal::segment;
@@ -398,10 +398,7 @@ impl TestDriver {
             Effect::Reply { ticket, reply } => {
                 self.replies.insert(ticket.id, reply);
             }
-            Effect::Plan { specs, sync_size } => {
-                let planned = specs.into_iter().map(|spec| plan_extent(spec, sync_size));
-                place.inbox.push_back(Input::Planned(planned.collect()));
-            }
+            Effect::Plan(files) => place.inbox.push_back(Input::Planned(files.plan())),
             Effect::Mesh { to, message } => {
                 let from = ShardId(index as u16);
                 let other = &mut self.places[usize::from(to.0)];
@@ -447,6 +444,7 @@ impl TestDriver {
             disk_full_retry_ms: 1000,
             scrub_rate: 0,
             settle_sync_size: 1 << 20,
+            copied_at_once: 256,
             readers_max: 1000,
             waiting_batches_size_max: 16 << 20,
             topologies: self.plans.clone(),

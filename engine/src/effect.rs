@@ -8,10 +8,10 @@ use std::sync::Arc;
 use bytes::Bytes;
 use tidemill_wal::commit::FrameWrite;
 use tidemill_wal::disk::{DiskFault, DiskOp};
-use tidemill_wal::extent::{ExtentSpec, RunData};
+use tidemill_wal::extent::RunData;
 use tidemill_wal::format::{FileName, PartitionId, Sequence, ShardId};
 use tidemill_wal::scrub::ScrubPiece;
-use tidemill_wal::store::{MergePlan, PlannedExtent};
+use tidemill_wal::store::{MergePlan, PlannedFiles, SettleFiles};
 
 use crate::command::{Command, Reply, Routes, Ticket};
 
@@ -63,8 +63,8 @@ pub enum Input {
         /// Whole batches that cover the range, checked; or what is wrong with the file.
         result: Result<Vec<Bytes>, ReadFault>,
     },
-    /// The extents of a settle round are planned.
-    Planned(Vec<PlannedExtent>),
+    /// The files of a settle round are planned.
+    Planned(PlannedFiles),
     /// The runs of a merge are read, or cannot be.
     MergeRead(Result<Vec<RunData>, ReadFault>),
     /// Time has passed; due timers fire.
@@ -106,14 +106,9 @@ pub enum Effect {
         /// What to read.
         request: ExtentRead,
     },
-    /// Plan (and so checksum) the extents of a settle round off the shard's thread, then
+    /// Plan (and so checksum) the files of a settle round off the shard's thread, then
     /// `Input::Planned`.
-    Plan {
-        /// The extents, in order.
-        specs: Vec<ExtentSpec>,
-        /// A sync every so many bytes.
-        sync_size: usize,
-    },
+    Plan(SettleFiles),
     /// Read what a merge needs off the shard's thread, then `Input::MergeRead`.
     ReadMerge(MergePlan),
     /// Verify a piece of an extent off the shard's thread; only damage is reported.

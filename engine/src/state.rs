@@ -5,9 +5,12 @@
 //! rebuilt from here at start. Changes are absolute values or tombstones, so applying one twice,
 //! or a newer one before an older one that is then followed by the newer again, ends the same.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, VecDeque};
 use std::ops::Bound;
 
+use smallvec::SmallVec;
+use tidemill_wal::delta::StateChange;
 use tidemill_wal::mutation::{self, Mutation};
 
 use crate::effect::Change;
@@ -93,47 +96,78 @@ impl Kind {
     }
 }
 
-/// Keyed state with the set of keys that changed since the last delta file.
+/// Bytes of a key. A short one lies in the map itself: a look-up in a large map waits for memory, and
+/// would wait once more for each key that it compares.
+type Key = SmallVec<[u8; 40]>;
+
+/// A value, with the keys' reason.
+#[derive(Debug)]
+struct Slot {
+    value: SmallVec<[u8; 16]>,
+    /// The key is among those that changed.
+    is_changed: bool,
+}
+
+/// Keyed state with the keys that changed since a delta file took them.
 #[derive(Debug, Default)]
 pub struct State {
-    entries: BTreeMap<Vec<u8>, Vec<u8>>,
-    changed: BTreeSet<Vec<u8>>,
+    entries: BTreeMap<Key, Slot>,
+    /// In the order of their changes. One that went and came again is there twice.
+    changed: VecDeque<Key>,
     size: usize,
 }
 
 impl State {
     /// Applies a change.
     pub fn apply(&mut self, change: Change) {
-        self.changed.insert(change.key.clone());
-        self.load(change);
+        self.put(&change.key, change.value.as_deref(), true);
     }
 
     /// Applies a change that a delta file or snapshot already holds.
-    pub fn load(&mut self, change: Change) {
-        let key_size = change.key.len();
-        let old = match change.value {
-            Some(value) => {
-                self.size += key_size + value.len();
-                self.entries.insert(change.key, value)
+    pub fn load(&mut self, key: &[u8], value: Option<&[u8]>) {
+        self.put(key, value, false);
+    }
+
+    fn put(&mut self, key: &[u8], value: Option<&[u8]>, is_change: bool) {
+        let Some(value) = value else {
+            let old = self.entries.remove(key);
+            self.size -= old.as_ref().map_or(0, |old| key.len() + old.value.len());
+            if is_change && old.is_none_or(|old| !old.is_changed) {
+                self.changed.push_back(Key::from_slice(key));
             }
-            None => self.entries.remove(&change.key),
+            return;
         };
-        if let Some(old) = old {
-            self.size -= key_size + old.len();
+        let is_known = match self.entries.entry(Key::from_slice(key)) {
+            Entry::Occupied(mut entry) => {
+                let slot = entry.get_mut();
+                self.size = self.size - slot.value.len() + value.len();
+                slot.value.clear();
+                slot.value.extend_from_slice(value);
+                let is_known = slot.is_changed;
+                slot.is_changed |= is_change;
+                is_known
+            }
+            Entry::Vacant(entry) => {
+                self.size += key.len() + value.len();
+                let value = SmallVec::from_slice(value);
+                entry.insert(Slot { value, is_changed: is_change });
+                false
+            }
+        };
+        if is_change && !is_known {
+            self.changed.push_back(Key::from_slice(key));
         }
     }
 
     /// The value of a key.
     pub fn value(&self, key: &[u8]) -> Option<&[u8]> {
-        self.entries.get(key).map(Vec::as_slice)
+        self.entries.get(key).map(|slot| &slot.value[..])
     }
 
     /// All entries whose key starts with `prefix`, in key order.
     pub fn range<'a>(&'a self, prefix: &'a [u8]) -> impl Iterator<Item = (&'a [u8], &'a [u8])> {
-        self.entries
-            .range::<[u8], _>((Bound::Included(prefix), Bound::Unbounded))
+        self.range_between(Bound::Included(prefix), Bound::Unbounded)
             .take_while(move |(key, _)| key.starts_with(prefix))
-            .map(|(key, value)| (key.as_slice(), value.as_slice()))
     }
 
     /// The entries between two keys, in key order, from either end. The first border is not behind
@@ -144,19 +178,31 @@ impl State {
         to: Bound<&[u8]>,
     ) -> impl DoubleEndedIterator<Item = (&'a [u8], &'a [u8])> + use<'a> {
         let entries = self.entries.range::<[u8], _>((from, to));
-        entries.map(|(key, value)| (key.as_slice(), value.as_slice()))
+        entries.map(|(key, slot)| (&key[..], &slot.value[..]))
     }
 
-    /// Takes the keys changed since the last call, each with its value now.
-    pub fn take_changes(&mut self) -> Vec<Change> {
+    /// How many changed keys wait to be taken.
+    pub fn changed_count(&self) -> usize {
+        self.changed.len()
+    }
+
+    /// Takes the keys that changed first, at most so many, each with its value now. A key may come
+    /// twice; the later one is as new or newer.
+    pub fn take_changes(&mut self, count_max: usize) -> Vec<StateChange> {
         let is_forgotten = |key: &[u8]| {
             Kind::of(key) == Some(Kind::GroupOffset) && mutation::is_on(Mutation::ForgetGroupOffset)
         };
-        std::mem::take(&mut self.changed)
-            .into_iter()
-            .filter(|key| !is_forgotten(key))
-            .map(|key| Change { value: self.entries.get(&key).cloned(), key })
-            .collect()
+        let count = count_max.min(self.changed.len());
+        let keys = self.changed.drain(..count).filter(|key| !is_forgotten(key));
+        keys.map(|key| {
+            let slot = self.entries.get_mut(&key);
+            let value = slot.map(|slot| {
+                slot.is_changed = false;
+                slot.value.to_vec()
+            });
+            (key.into_vec(), value)
+        })
+        .collect()
     }
 
     /// The next entries after `cursor` in key order, about `size_max` bytes of them: one slice of
@@ -165,8 +211,8 @@ impl State {
         let from = cursor.map_or(Bound::Unbounded, Bound::Excluded);
         let mut size = 0;
         let mut slice = Vec::new();
-        for (key, value) in self.entries.range::<[u8], _>((from, Bound::Unbounded)) {
-            slice.push((key.clone(), value.clone()));
+        for (key, value) in self.range_between(from, Bound::Unbounded) {
+            slice.push((key.to_vec(), value.to_vec()));
             size += key.len() + value.len();
             if size >= size_max {
                 break;
@@ -194,18 +240,57 @@ mod tests {
         Change { key: key.to_vec(), value: Some(value.to_vec()) }
     }
 
+    fn change(key: &[u8], value: Option<&[u8]>) -> StateChange {
+        (key.to_vec(), value.map(<[u8]>::to_vec))
+    }
+
     #[test]
     fn changes_are_taken_once_with_their_last_value() {
         let mut state = State::default();
         state.apply(put(b"a", b"1"));
         state.apply(put(b"a", b"2"));
         state.apply(Change { key: b"b".to_vec(), value: None });
-        assert_eq!(
-            state.take_changes(),
-            [put(b"a", b"2"), Change { key: b"b".to_vec(), value: None }]
-        );
-        assert_eq!(state.take_changes(), []);
+        assert_eq!(state.take_changes(9), [change(b"a", Some(b"2")), change(b"b", None)]);
+        assert_eq!(state.take_changes(9), []);
         assert_eq!(state.size(), 2);
+    }
+
+    #[test]
+    fn what_changes_again_after_it_was_taken_is_taken_again() {
+        let mut state = State::default();
+        for key in [b"a", b"b"] {
+            state.apply(put(key, b"1"));
+        }
+        assert_eq!(state.take_changes(1), [change(b"a", Some(b"1"))]);
+        state.apply(put(b"a", b"2"));
+        state.apply(put(b"b", b"2"));
+        assert_eq!(state.changed_count(), 2);
+        assert_eq!(state.take_changes(9), [change(b"b", Some(b"2")), change(b"a", Some(b"2"))]);
+        state.apply(Change { key: b"a".to_vec(), value: None });
+        state.apply(put(b"a", b"3"));
+        // It went and came: the last time that it is taken it has its value.
+        assert_eq!(state.take_changes(9).last(), Some(&change(b"a", Some(b"3"))));
+    }
+
+    #[test]
+    fn entries_of_any_size_come_back_in_order_and_are_counted() {
+        let mut state = State::default();
+        let mut expected = BTreeMap::new();
+        for number in 0..200_usize {
+            let (key, value) = (vec![number as u8; 1 + number % 90], vec![7; number * 7 % 60]);
+            state.apply(put(&key, &value));
+            expected.insert(key, value);
+        }
+        for number in (0..200_usize).step_by(3) {
+            let key = vec![number as u8; 1 + number % 90];
+            state.apply(Change { key: key.clone(), value: None });
+            expected.remove(&key);
+        }
+        let entries = expected.iter().map(|(key, value)| (&key[..], &value[..]));
+        assert!(state.range(&[]).eq(entries.clone()));
+        let sizes = entries.map(|(key, value)| key.len() + value.len());
+        assert_eq!(state.size(), sizes.sum::<usize>());
+        assert_eq!(state.count(), expected.len());
     }
 
     #[test]

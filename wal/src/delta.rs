@@ -1,10 +1,11 @@
 //! Delta files: coalesced changes of a shard's state since the file before.
 //!
 //! A delta is written when the WAL is settled through a frame, but its values are those of the
-//! moment when they were copied: `valid_at`, at or above `through`. It holds every key that a
-//! frame in `after + 1 ..= valid_at` changed, so consecutive files leave no gap: the `after` of
-//! one is the `valid_at` of the one before. It must not be named by a manifest before the frame
-//! `valid_at` is durable. Replay of frames above `through` then ends at the same state.
+//! time when they were copied, which went on until the frame `valid_at`, at or above `through`. It
+//! holds every key that a frame up to `through` changed, unless a file before it has what is as new;
+//! a key that a later frame changed is in it or in the next one. The `after` of a file is the
+//! `valid_at` of the one before. It must not be named by a manifest before the frame `valid_at` is
+//! durable. Replay of frames above `through` then ends at the same state.
 
 use bytes::Bytes;
 
@@ -21,6 +22,19 @@ pub const DELTA_SUFFIX: &str = ".dlt";
 
 /// A key with its new value; `None`: the key is gone.
 pub type StateChange = (Vec<u8>, Option<Vec<u8>>);
+
+/// Brings changes into the order of their keys, each key once with the last of its values.
+pub fn coalesce(mut changes: Vec<StateChange>) -> Vec<StateChange> {
+    changes.sort_by(|a, b| a.0.cmp(&b.0));
+    changes.dedup_by(|later, earlier| {
+        let is_same = later.0 == earlier.0;
+        if is_same {
+            earlier.1 = later.1.take();
+        }
+        is_same
+    });
+    changes
+}
 
 /// Takes in one key with its new value, or `None` if the key is gone.
 pub type VisitChange<'a> = dyn FnMut(&[u8], Option<&[u8]>) + 'a;

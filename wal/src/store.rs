@@ -19,7 +19,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
 
 use self::change::Change;
-pub use self::change::PlannedExtent;
+pub use self::change::{PlannedDelta, PlannedExtent, PlannedFiles, SettleFiles};
 use self::index::RunIndex;
 pub use self::index::RunRef;
 pub use self::merge::{LEVEL_MAX, MERGE_COUNT, MERGE_SIZE_MAX, MergePlan, RUN_OWN_SIZE};
@@ -140,7 +140,8 @@ pub struct Settle {
     pub epoch: ShardEpoch,
     /// Batches of the frames that are settled; empty for [`Store::settle_planned`].
     pub runs: Vec<RunData>,
-    /// Every key that a frame since the last round's `valid_at` changed, as it is now; sorted.
+    /// Every key that a frame up to `through` changed and no round before took since, as it is now,
+    /// in any order; empty for [`Store::settle_planned`].
     pub changes: Vec<StateChange>,
 }
 

@@ -17,11 +17,11 @@ use bytes::Bytes;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TrySendError, bounded};
 use tidemill_wal::damage::{Damage, FileFault};
 use tidemill_wal::disk::ExtentMap;
-use tidemill_wal::extent::{ExtentSpec, ExtentView, ReadFrom as Position, RunData, plan_extent};
+use tidemill_wal::extent::{ExtentView, ReadFrom as Position, RunData};
 use tidemill_wal::format::{FileName, ShardId};
 use tidemill_wal::pool::Pool;
 use tidemill_wal::scrub::ScrubPiece;
-use tidemill_wal::store::MergePlan;
+use tidemill_wal::store::{MergePlan, SettleFiles};
 
 use super::mesh::Doorbell;
 use super::placement;
@@ -88,8 +88,8 @@ impl Mailbox {
 pub enum Request {
     /// A range of one partition.
     Read(ReadId, ExtentRead),
-    /// Extents to plan, with the bytes between two syncs.
-    Plan(Vec<ExtentSpec>, usize),
+    /// The files of a settle round.
+    Plan(SettleFiles),
     /// All that a merge needs.
     Merge(MergePlan),
     /// A piece of an extent, to be verified.
@@ -172,10 +172,7 @@ impl Worker {
                     let result = self.maps.read(&request, &mut self.pool);
                     self.mailbox.put(Input::ReadDone { read, result });
                 }
-                Request::Plan(specs, sync_size) => {
-                    let plan = |spec| plan_extent(spec, sync_size);
-                    self.mailbox.put(Input::Planned(specs.into_iter().map(plan).collect()));
-                }
+                Request::Plan(files) => self.mailbox.put(Input::Planned(files.plan())),
                 Request::Merge(plan) => {
                     let result = self.maps.read_merge(&plan);
                     self.mailbox.put(Input::MergeRead(result));

@@ -407,9 +407,7 @@ impl Worker {
                 Effect::Read { read, request } => {
                     self.requests.push_back(Request::Read(read, request));
                 }
-                Effect::Plan { specs, sync_size } => {
-                    self.requests.push_back(Request::Plan(specs, sync_size));
-                }
+                Effect::Plan(files) => self.requests.push_back(Request::Plan(files)),
                 Effect::ReadMerge(plan) => self.requests.push_back(Request::Merge(plan)),
                 Effect::Verify(piece) => self.requests.push_back(Request::Verify(piece)),
                 Effect::Routes(routes) => self.hub.shared.set_routes(routes),

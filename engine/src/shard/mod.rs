@@ -78,6 +78,8 @@ pub struct ShardOptions {
     pub scrub_rate: u64,
     /// A sync every so many bytes of a background write, so that a commit never drains more.
     pub settle_sync_size: usize,
+    /// Changed entries of state that are copied between two steps for a settle round.
+    pub copied_at_once: usize,
     /// Fetches that may wait at once.
     pub readers_max: usize,
     /// Bytes of batches that may wait for room in the log.

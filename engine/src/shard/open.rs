@@ -118,9 +118,7 @@ impl Shard {
             None => Store::new(options.id, u32::from(options.shard_count), options.node),
         };
         let mut state = State::default();
-        store.visit_state(storage, &mut |key, value| {
-            state.load(Change { key: key.to_vec(), value: value.map(<[u8]>::to_vec) });
-        })?;
+        store.visit_state(storage, &mut |key, value| state.load(key, value))?;
         let mut replay = Replay::default();
         let start = ScanStart {
             shard: options.id,

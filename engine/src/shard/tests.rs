@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
 use tidemill_wal::disk::{DiskOp, MemoryStorage, Storage};
-use tidemill_wal::extent::plan_extent;
 use tidemill_wal::format::{PartitionId, ShardId, TopicId};
 use tidemill_wal::limits::{FRAME_SIZE_MAX, SEGMENT_SIZE_MIN};
 use tidemill_wal::segment;
@@ -60,6 +59,7 @@ fn options() -> ShardOptions {
         disk_full_retry_ms: 1000,
         scrub_rate: 0,
         settle_sync_size: 1 << 20,
+        copied_at_once: 256,
         readers_max: 10,
         waiting_batches_size_max: 8 << 20,
         topologies: Vec::new(),
@@ -157,10 +157,7 @@ impl World {
                 let old = self.replies.insert(ticket.id, reply);
                 assert!(old.is_none(), "one reply to each command");
             }
-            Effect::Plan { specs, sync_size } => {
-                let planned = specs.into_iter().map(|spec| plan_extent(spec, sync_size));
-                self.inbox.push_back(Input::Planned(planned.collect()));
-            }
+            Effect::Plan(files) => self.inbox.push_back(Input::Planned(files.plan())),
             Effect::Routes(_) | Effect::Notice(_) | Effect::Verify(_) => {}
             Effect::Mesh { .. } | Effect::Read { .. } | Effect::ReadMerge(_) | Effect::Halt(_) => {
                 panic!("not in these tests: {effect:?}")

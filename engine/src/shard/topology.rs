@@ -307,8 +307,19 @@ impl Shard {
     }
 
     /// Lets topologies work until nothing is left, the frame is full, or `goes_on` says no, which
-    /// is asked between records. True if there is more to do at once.
+    /// is asked between records. True if there is more to do at once: for them, or for upkeep, which
+    /// [`Self::flush`] does.
     pub fn process(
+        &mut self,
+        now: Now,
+        goes_on: &mut dyn FnMut() -> bool,
+        effects: &mut Vec<Effect>,
+    ) -> bool {
+        let has_more = self.process_topologies(now, goes_on, effects);
+        has_more || self.upkeep.is_copying()
+    }
+
+    fn process_topologies(
         &mut self,
         now: Now,
         goes_on: &mut dyn FnMut() -> bool,

@@ -5,12 +5,14 @@
 //! runtime performs in a task queue with fewer shares than the shard's own.
 //!
 //! A settle round writes extents from the tail and a delta file from the changed keys, and takes
-//! effect with its manifest. The values in a delta file may be newer than the frames it settles, so
-//! a round starts only when everything that its values saw is durable. Replaying the frames after
-//! it then ends in the same state, for changes are absolute.
+//! effect with its manifest. The changes are copied in slices between steps, and made into a file
+//! elsewhere, for there may be a million of them. Their values may be newer than the frames that are
+//! settled, so a round is written only when everything that its values saw is durable. Replaying the
+//! frames after it then ends in the same state, for changes are absolute.
 
 use std::collections::BTreeSet;
 
+use tidemill_wal::delta::StateChange;
 use tidemill_wal::disk::{DiskFault, DiskOp};
 use tidemill_wal::extent::{BatchRef, RunData};
 use tidemill_wal::format::{PartitionId, SegmentId, Sequence};
@@ -18,7 +20,8 @@ use tidemill_wal::limits::SEGMENT_READY_COUNT;
 use tidemill_wal::mutation::{self, Mutation};
 use tidemill_wal::scrub::Scrub;
 use tidemill_wal::segment::{self, SegmentSpec};
-use tidemill_wal::store::{MergePlan, PlannedExtent, Settle, Store};
+use tidemill_wal::store::{MergePlan, PlannedDelta, PlannedExtent, PlannedFiles};
+use tidemill_wal::store::{Settle, SettleFiles, Store};
 
 use super::produce::partition_change;
 use super::{Deferred, Outgoing, Shard};
@@ -27,8 +30,8 @@ use crate::partition::producer::Producer;
 use crate::partition::retention::{Piece, new_start};
 use crate::state::Kind;
 
-/// Keyed state copied in one slice of a snapshot: a few hundred microseconds of a step.
-const SNAPSHOT_SLICE_SIZE: usize = 256 << 10;
+/// Keyed state copied in one slice of a snapshot: about a hundred microseconds of a step.
+const SNAPSHOT_SLICE_SIZE: usize = 64 << 10;
 
 /// Pause after a merge that could not read its files: each try is told as damage, and the drive may
 /// be mended meanwhile.
@@ -74,7 +77,9 @@ struct Preparing {
 enum Work {
     #[default]
     None,
-    /// Waits until its extents are planned and what its values saw is durable.
+    /// Copies changed keys: so many are left.
+    SettleCopies(Box<Round>, usize),
+    /// Waits until its files are planned and what its values saw is durable.
     SettleWaits(Box<Round>),
     Settle(Box<Round>),
     MergeRead(MergePlan),
@@ -87,7 +92,13 @@ enum Work {
 #[derive(Debug, Clone)]
 struct Round {
     settle: Settle,
-    planned: Option<Vec<PlannedExtent>>,
+    /// What its extents are made of, until they are planned.
+    runs: Vec<RunData>,
+    /// What its delta file is made of, until it is planned.
+    changes: Vec<StateChange>,
+    extents: Option<Vec<PlannedExtent>>,
+    delta: Option<PlannedDelta>,
+    /// Bytes of the runs.
     size: u64,
 }
 
@@ -109,6 +120,11 @@ enum Snapshot {
 }
 
 impl Upkeep {
+    /// A settle round copies what changed: the next slice comes as soon as the step is over.
+    pub(super) fn is_copying(&self) -> bool {
+        matches!(self.work, Work::SettleCopies(..))
+    }
+
     pub(super) fn is_disk_full(&self) -> bool {
         self.is_disk_full
     }
@@ -134,6 +150,7 @@ impl Upkeep {
 impl Shard {
     /// Starts whatever is due.
     pub(super) fn upkeep(&mut self, now: Now, effects: &mut Vec<Effect>) {
+        self.copy_changes(effects);
         // A frame that waits for room has to be written before the end, and needs it made.
         if self.is_stopping && self.wal.is_filling_empty() {
             return;
@@ -204,7 +221,10 @@ impl Shard {
             }
             Work::SettleWaits(round) => round.settle.valid_at <= self.wal.durable(),
             Work::Settle(_) => true,
-            Work::MergeRead(_) | Work::Merge | Work::SnapshotFinish { .. } => false,
+            Work::SettleCopies(..)
+            | Work::MergeRead(_)
+            | Work::Merge
+            | Work::SnapshotFinish { .. } => false,
         };
         self.upkeep.is_disk_full && is_next
     }
@@ -263,19 +283,25 @@ impl Shard {
 
     /// Whether a round is planned that needs this frame to be durable.
     pub(super) fn settle_waits_for(&self, sequence: Sequence) -> bool {
-        matches!(&self.upkeep.work, Work::SettleWaits(round) if round.settle.valid_at >= sequence)
+        match &self.upkeep.work {
+            // What it copies next may be from the frame that fills.
+            Work::SettleCopies(..) => true,
+            Work::SettleWaits(round) => round.settle.valid_at >= sequence,
+            _ => false,
+        }
     }
 
     fn advance_work(&mut self, effects: &mut Vec<Effect>) {
         if let Work::SettleWaits(round) = &self.upkeep.work {
-            if round.settle.valid_at > self.wal.durable() || round.planned.is_none() {
+            if round.settle.valid_at > self.wal.durable() || round.extents.is_none() {
                 return;
             }
             let Work::SettleWaits(mut round) = std::mem::take(&mut self.upkeep.work) else {
                 return;
             };
             round.settle.durable = self.wal.durable();
-            let planned = round.planned.clone().expect("checked above");
+            let extents = round.extents.clone().expect("checked above");
+            let planned = PlannedFiles { extents, delta: round.delta.clone() };
             let mut ops = Vec::new();
             if self.upkeep.is_disk_full && std::mem::take(&mut self.upkeep.has_reserve) {
                 ops = Store::release_reserve_ops();
@@ -368,29 +394,55 @@ impl Shard {
             epoch: self.wal.epoch(),
             durable: self.wal.durable(),
         };
-        let round = Round { settle, planned: Some(Vec::new()), size: 0 };
-        self.upkeep.work = Work::SettleWaits(Box::new(round));
+        self.upkeep.work = Work::SettleWaits(Box::new(Round {
+            settle,
+            runs: Vec::new(),
+            changes: Vec::new(),
+            extents: Some(Vec::new()),
+            delta: None,
+            size: 0,
+        }));
     }
 
     fn plan_settle(&mut self, through: Sequence, effects: &mut Vec<Effect>) {
         let (runs, size) = self.unsettled_runs(through);
         self.refresh_state();
-        let changes = self.state.take_changes();
         let settle = Settle {
             through,
-            valid_at: self.newest_frame().unwrap_or(self.wal.durable()),
+            valid_at: through,
             first_segment: self
                 .wal
                 .first_segment_after(through)
                 .expect("the start's seal made a segment active"),
             runs: Vec::new(),
-            changes: changes.into_iter().map(|change| (change.key, change.value)).collect(),
+            changes: Vec::new(),
             epoch: self.wal.epoch(),
             durable: self.wal.durable(),
         };
-        let planned = self.plan_extents(runs, effects);
-        let round = Round { settle, planned, size };
-        self.upkeep.work = Work::SettleWaits(Box::new(round));
+        let (changes, extents, delta) = (Vec::new(), None, None);
+        let round = Round { settle, runs, changes, extents, delta, size };
+        // What changes from here on is for the next round.
+        let count = self.state.changed_count();
+        self.upkeep.work = Work::SettleCopies(Box::new(round), count);
+        self.copy_changes(effects);
+    }
+
+    /// Copies a slice of what changed for the round that is at that.
+    fn copy_changes(&mut self, effects: &mut Vec<Effect>) {
+        let Work::SettleCopies(round, left) = &mut self.upkeep.work else { return };
+        let count = self.options.copied_at_once.min(*left);
+        round.changes.extend(self.state.take_changes(count));
+        *left -= count;
+        if *left > 0 {
+            return;
+        }
+        let newest = self.newest_frame().unwrap_or(self.wal.durable());
+        let Work::SettleCopies(mut round, _) = std::mem::take(&mut self.upkeep.work) else {
+            return;
+        };
+        round.settle.valid_at = newest;
+        self.plan_files(&mut round, effects);
+        self.upkeep.work = Work::SettleWaits(round);
     }
 
     /// Takes out of a round what was deleted after it was planned: without that it may fit the
@@ -398,8 +450,8 @@ impl Shard {
     fn leave_out_deleted(&mut self, round: &mut Round, effects: &mut Vec<Effect>) {
         let (runs, size) = self.unsettled_runs(round.settle.through);
         if size < round.size && !self.waits_to_drop(|_| true) {
-            round.planned = self.plan_extents(runs, effects);
-            round.size = size;
+            (round.runs, round.size) = (runs, size);
+            self.plan_files(round, effects);
         }
     }
 
@@ -433,24 +485,27 @@ impl Shard {
         (runs, size)
     }
 
-    /// Has the extents of a round planned; there is nothing to plan without runs.
-    fn plan_extents(
-        &mut self,
-        runs: Vec<RunData>,
-        effects: &mut Vec<Effect>,
-    ) -> Option<Vec<PlannedExtent>> {
-        let specs = self.store.extents_for(runs);
-        if specs.is_empty() {
-            return Some(Vec::new());
+    /// Has the files of a round planned, those of them that are not.
+    fn plan_files(&mut self, round: &mut Round, effects: &mut Vec<Effect>) {
+        let extents = self.store.extents_for(std::mem::take(&mut round.runs));
+        let changes = std::mem::take(&mut round.changes);
+        let delta = (!changes.is_empty()).then(|| (self.store.delta_for(&round.settle), changes));
+        if extents.is_empty() && delta.is_none() {
+            round.extents = Some(Vec::new());
+            return;
         }
-        effects.push(Effect::Plan { specs, sync_size: self.options.settle_sync_size });
-        None
+        round.extents = None;
+        let sync_size = self.options.settle_sync_size;
+        effects.push(Effect::Plan(SettleFiles { extents, delta, sync_size }));
     }
 
-    pub(super) fn on_planned(&mut self, planned: Vec<PlannedExtent>) {
+    pub(super) fn on_planned(&mut self, planned: PlannedFiles) {
         match &mut self.upkeep.work {
-            Work::SettleWaits(round) => round.planned = Some(planned),
-            work => panic!("extents were planned that nobody asked for: {work:?}"),
+            Work::SettleWaits(round) => {
+                round.extents = Some(planned.extents);
+                round.delta = planned.delta.or_else(|| round.delta.take());
+            }
+            work => panic!("files were planned that nobody asked for: {work:?}"),
         }
     }
 
@@ -587,7 +642,7 @@ impl Shard {
         if mutation::is_on(Mutation::SettleDeletedTopic) {
             return;
         }
-        let runs = round.planned.iter().flatten().flat_map(|(extent, _)| &extent.runs);
+        let runs = round.extents.iter().flatten().flat_map(|(extent, _)| &extent.runs);
         let partitions: BTreeSet<PartitionId> = runs.map(|run| run.partition).collect();
         for id in partitions {
             if self.waits_to_drop(|of| of == id) {
@@ -640,7 +695,10 @@ impl Shard {
                 self.store.on_snapshot()
             }
             Work::SnapshotFinish { .. } => self.store.on_snapshot_failed(),
-            work @ (Work::None | Work::SettleWaits(_) | Work::MergeRead(_)) => {
+            work @ (Work::None
+            | Work::SettleCopies(..)
+            | Work::SettleWaits(_)
+            | Work::MergeRead(_)) => {
                 panic!("a job ended that nobody started: {work:?}")
             }
         };
@@ -650,7 +708,7 @@ impl Shard {
 
 /// Whether a round brings nothing but drops.
 fn is_drops_only(round: &Round) -> bool {
-    round.settle.changes.is_empty() && round.planned.as_ref().is_some_and(Vec::is_empty)
+    round.delta.is_none() && round.extents.as_ref().is_some_and(Vec::is_empty)
 }
 
 /// The last frame that is in extents and delta files.

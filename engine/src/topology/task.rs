@@ -5,10 +5,10 @@
 //! until the shard asks for it. The shard puts both into one frame. A call whose result has no
 //! room in that frame is as if it had not been; it is made again for the next one.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use indexmap::IndexMap;
 use tidemill_wal::format::{ENTRY_OVERHEAD_MAX, PartitionId, ShardId};
 
 use super::key::{TimeDomain, Timer};
@@ -78,8 +78,9 @@ impl Rejected {
 /// What is to go into the frame since it was last asked for.
 #[derive(Debug, Default)]
 pub struct Made {
-    /// Keys of the shard's state that have changed.
-    pub changed: BTreeSet<Vec<u8>>,
+    /// Entries of the shard's state that have changed, as they are now: values, or `None` for those
+    /// that are gone. In the order of their first changes.
+    pub changed: IndexMap<Vec<u8>, Option<Vec<u8>>>,
     /// Records, in order.
     pub emitted: Vec<Emitted>,
     /// Records that another shard made for partitions of this one, in order.
@@ -466,8 +467,8 @@ impl Task {
     }
 
     fn change(&mut self, state: &mut State, key: Vec<u8>, value: Option<Vec<u8>>) {
-        state.apply(Change { key: key.clone(), value });
-        self.made.changed.insert(key);
+        state.apply(Change { key: key.clone(), value: value.clone() });
+        self.made.changed.insert(key, value);
     }
 
     fn reject(&mut self, mut rejected: Rejected, room: usize) -> Taken {

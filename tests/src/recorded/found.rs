@@ -133,6 +133,7 @@ fn open(files: &mut ReadOnce, shard: u16, identity: &Identity) -> Result<Shard, 
         disk_full_retry_ms: 1000,
         scrub_rate: 0,
         settle_sync_size: 1 << 20,
+        copied_at_once: usize::MAX,
         readers_max: 100,
         waiting_batches_size_max: 8 << 20,
         topologies: Vec::new(),
@@ -164,7 +165,7 @@ fn read(files: &ReadOnce, shard: u16, records: &mut Records) -> Result<State, St
     let mut state = State::default();
     store
         .visit_state(files, &mut |key, value| {
-            state.load(Change { key: key.to_vec(), value: value.map(<[u8]>::to_vec) });
+            state.load(key, value);
         })
         .map_err(|error| error.to_string())?;
     for extent in &store.manifest().extents {
@@ -199,9 +200,9 @@ fn read(files: &ReadOnce, shard: u16, records: &mut Records) -> Result<State, St
                     take(records, entry.partition, frame.bytes.slice(payload))?;
                 }
                 Entry::Put { key, value } => {
-                    state.load(Change { key: key.to_vec(), value: Some(value.to_vec()) });
+                    state.load(key, Some(value));
                 }
-                Entry::Delete { key } => state.load(Change { key: key.to_vec(), value: None }),
+                Entry::Delete { key } => state.load(key, None),
             }
         }
         Ok(())

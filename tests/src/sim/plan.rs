@@ -32,6 +32,8 @@ pub struct Plan {
     pub idle_frame_ms: u64,
     /// See [`ShardOptions::settle_sync_size`].
     pub settle_sync_size: usize,
+    /// See [`ShardOptions::copied_at_once`].
+    pub copied_at_once: usize,
     /// Largest record batch, about.
     pub batch_size_max: u64,
     /// Pause of clients between requests, in microseconds.
@@ -99,6 +101,7 @@ impl Plan {
             delta_size_max: random.choose(&[4 << 10, 12 << 10, 48 << 10]),
             idle_frame_ms: random.choose(&[1, 5, 50]),
             settle_sync_size: random.choose(&[4096, 64 << 10, 4 << 20]),
+            copied_at_once: random.choose(&[1, 3, 40, 256]),
             batch_size_max: random.choose(&[256, 2048, 8192, 32 << 10]),
             pause_us: random.choose(&[20, 100, 500, 3000]),
             producers: (random.between(0, 2), random.between(1, 2)),
@@ -166,6 +169,7 @@ impl Plan {
             disk_full_retry_ms: 5,
             scrub_rate: 10 << 20,
             settle_sync_size: self.settle_sync_size,
+            copied_at_once: self.copied_at_once,
             readers_max: 100,
             waiting_batches_size_max: 8 << 20,
             topologies: self.topologies.clone(),

@@ -26,9 +26,8 @@ use tidemill::runtime::mesh::Port;
 use tidemill::runtime::tickets::Tickets;
 use tidemill::shard::Shard;
 use tidemill_wal::disk::DiskOp;
-use tidemill_wal::extent::{ExtentSpec, plan_extent};
 use tidemill_wal::format::{FileName, ShardId};
-use tidemill_wal::store::MergePlan;
+use tidemill_wal::store::{MergePlan, SettleFiles};
 
 use self::mesh::Bells;
 use self::sessions::Open;
@@ -65,7 +64,7 @@ enum Event {
     Job(u16, JobId),
     Read(u16, ReadId, ExtentRead),
     ReadMerge(u16, MergePlan),
-    Planned(u16, Vec<ExtentSpec>, usize),
+    Planned(u16, SettleFiles),
     /// A client's time has come.
     Act(usize),
     /// A piece of what a connection carries arrives.
@@ -413,9 +412,8 @@ impl World {
             Event::Job(shard, job) => self.run_job(shard, job),
             Event::Read(shard, read, request) => self.on_read(shard, read, &request),
             Event::ReadMerge(shard, plan) => self.on_read_merge(shard, &plan),
-            Event::Planned(shard, specs, sync_size) => {
-                let plan = |spec| plan_extent(spec, sync_size);
-                self.give(shard, Input::Planned(specs.into_iter().map(plan).collect()));
+            Event::Planned(shard, files) => {
+                self.give(shard, Input::Planned(files.plan()));
                 Ok(())
             }
             Event::Act(client) => self.act(client),

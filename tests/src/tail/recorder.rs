@@ -15,7 +15,6 @@ use tidemill::effect::{Effect, Input, JobId, Now, ReadFault};
 use tidemill::shard::{Shard, ShardOptions};
 use tidemill_wal::commit::{FrameWrite, LogOptions};
 use tidemill_wal::disk::{DiskFault, DiskOp, MemoryStorage, Storage};
-use tidemill_wal::extent::plan_extent;
 use tidemill_wal::format::{FileName, FrameHeader, PartitionId, Sequence, ShardId};
 use tidemill_wal::recovery;
 use tidemill_wal::segment::{self, NameKind};
@@ -258,10 +257,7 @@ impl Recorder {
             match effect {
                 Effect::Write(write) => self.on_write(write)?,
                 Effect::Disk { job, ops } => self.jobs.push_back((job, ops.into())),
-                Effect::Plan { specs, sync_size } => {
-                    let planned = specs.into_iter().map(|spec| plan_extent(spec, sync_size));
-                    self.step(Input::Planned(planned.collect()))?;
-                }
+                Effect::Plan(files) => self.step(Input::Planned(files.plan()))?,
                 Effect::ReadMerge(plan) => {
                     let storage = &self.storage;
                     let mut open = |file: &FileName| {

@@ -13,7 +13,6 @@ use tidemill::group::GroupLimits;
 use tidemill::shard::{OpenError, Shard, ShardOptions};
 use tidemill_wal::commit::FrameWrite;
 use tidemill_wal::disk::{DiskOp, MemoryStorage, Storage};
-use tidemill_wal::extent::plan_extent;
 use tidemill_wal::format::{FileName, PartitionId, ShardId};
 use tidemill_wal::recovery::perform_write;
 use tidemill_wal::segment;
@@ -238,10 +237,7 @@ impl Node {
                 let old = self.replies.insert(ticket.id, reply);
                 assert!(old.is_none(), "one reply to each command");
             }
-            Effect::Plan { specs, sync_size } => {
-                let planned = specs.into_iter().map(|spec| plan_extent(spec, sync_size));
-                self.inbox.push_back(Input::Planned(planned.collect()));
-            }
+            Effect::Plan(files) => self.inbox.push_back(Input::Planned(files.plan())),
             Effect::ReadMerge(plan) => {
                 let mut open = |file: &FileName| self.disk.read(file, 0, usize::MAX);
                 let runs = plan.read(&mut open).expect("whole");
@@ -277,7 +273,7 @@ pub fn is_job(effect: &Effect) -> bool {
 
 /// Plans of settle rounds.
 pub fn is_plan(effect: &Effect) -> bool {
-    matches!(effect, Effect::Plan { .. })
+    matches!(effect, Effect::Plan(_))
 }
 
 /// Reads for merges.

@@ -21,7 +21,7 @@ use tidemill::group::GroupLimits;
 use tidemill::runtime::identity::{FORMAT_VERSION, Identity, shard_directory};
 use tidemill::shard::{OpenError, Shard, ShardOptions};
 use tidemill_wal::disk::{Directory, DirectoryOptions, ExtentMap, Storage};
-use tidemill_wal::extent::{ExtentView, ReadFrom as Position, plan_extent};
+use tidemill_wal::extent::{ExtentView, ReadFrom as Position};
 use tidemill_wal::format::{FileName, PartitionId, SegmentId, ShardId, TopicId};
 use tidemill_wal::manifest::{Manifest, load_manifest};
 use tidemill_wal::recovery::{WalkItem, perform_write, walk};
@@ -67,6 +67,7 @@ fn options(id: u16, delta_size_max: u64) -> ShardOptions {
         disk_full_retry_ms: 1000,
         scrub_rate: 0,
         settle_sync_size: 4 << 20,
+        copied_at_once: usize::MAX,
         readers_max: 10,
         waiting_batches_size_max: 8 << 20,
         topologies: Vec::new(),
@@ -169,10 +170,7 @@ impl Node {
                     let result = self.read(shard, &request);
                     self.inputs.push_back((shard, Input::ReadDone { read, result }));
                 }
-                Effect::Plan { specs, sync_size } => {
-                    let planned = specs.into_iter().map(|spec| plan_extent(spec, sync_size));
-                    self.inputs.push_back((shard, Input::Planned(planned.collect())));
-                }
+                Effect::Plan(files) => self.inputs.push_back((shard, Input::Planned(files.plan()))),
                 Effect::ReadMerge(plan) => {
                     let storage = &self.storages[shard];
                     let runs = plan.read(&mut |file| storage.read(file, 0, 64 << 20)).unwrap();

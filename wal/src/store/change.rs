@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::index::RunRef;
 use super::merge::{MergePlan, RUN_OWN_SIZE};
 use super::{Settle, Store};
-use crate::delta::{DeltaSpec, plan_delta};
+use crate::delta::{DeltaRef, DeltaSpec, StateChange, coalesce, plan_delta};
 use crate::disk::{DiskOp, Place};
 use crate::extent::{ExtentRef, ExtentSpec, RunData, plan_extent};
 use crate::format::{FileName, PartitionId, SegmentId, Sequence, ShardEpoch};
@@ -59,6 +59,41 @@ struct Files {
 /// A file under its temporary name, and the operations that write it: what [`plan_extent`] gives.
 pub type PlannedExtent = (ExtentRef, Vec<DiskOp>);
 
+/// A delta file under its temporary name, and the operations that write it.
+pub type PlannedDelta = (DeltaRef, Vec<DiskOp>);
+
+/// The files of a settle round that are to be planned: every byte is copied or checksummed for that,
+/// which takes a millisecond for some MiB, or for some thousand changes.
+#[derive(Debug)]
+pub struct SettleFiles {
+    /// For [`plan_extent`].
+    pub extents: Vec<ExtentSpec>,
+    /// A delta file and its changes in any order; of two with one key the later counts.
+    pub delta: Option<(DeltaSpec, Vec<StateChange>)>,
+    /// Bytes after which a file is synced while it is written.
+    pub sync_size: usize,
+}
+
+/// The files of a settle round, planned.
+#[derive(Debug, Clone, Default)]
+pub struct PlannedFiles {
+    /// Its extents.
+    pub extents: Vec<PlannedExtent>,
+    /// Its delta file; none if nothing changed.
+    pub delta: Option<PlannedDelta>,
+}
+
+impl SettleFiles {
+    /// Plans them.
+    pub fn plan(self) -> PlannedFiles {
+        let sync_size = self.sync_size;
+        let extents = self.extents.into_iter().map(|spec| plan_extent(spec, sync_size)).collect();
+        let delta = self.delta.filter(|(_, changes)| !changes.is_empty());
+        let delta = delta.map(|(spec, changes)| plan_delta(&spec, &coalesce(changes), sync_size));
+        PlannedFiles { extents, delta }
+    }
+}
+
 impl Files {
     fn add(&mut self, (extent, ops): PlannedExtent) {
         self.written.push(extent.file.clone());
@@ -92,14 +127,26 @@ impl Store {
     /// [`Self::on_settled`] or [`Self::on_settle_failed`] follows. A round of nothing makes
     /// pending drops durable.
     ///
-    /// This checksums every byte of the runs. A caller that cannot be away for so long (1 ms for
-    /// some MiB) calls [`Self::extents_for`], plans each extent when and where it likes, and ends
-    /// with [`Self::settle_planned`].
+    /// A caller that cannot be away for so long, see [`SettleFiles`], asks for the
+    /// [`Self::extents_for`] its runs and the [`Self::delta_for`] its changes, plans them when and
+    /// where it likes, and ends with [`Self::settle_planned`].
     pub fn settle(&mut self, mut round: Settle) -> Vec<DiskOp> {
-        let specs = self.extents_for(std::mem::take(&mut round.runs));
-        let sync_size = self.sync_size;
-        let planned = specs.into_iter().map(|spec| plan_extent(spec, sync_size)).collect();
-        self.settle_planned(round, planned)
+        let extents = self.extents_for(std::mem::take(&mut round.runs));
+        let changes = std::mem::take(&mut round.changes);
+        let delta = Some((self.delta_for(&round), changes));
+        let files = SettleFiles { extents, delta, sync_size: self.sync_size };
+        self.settle_planned(round, files.plan())
+    }
+
+    /// The delta file of a round.
+    pub fn delta_for(&self, round: &Settle) -> DeltaSpec {
+        DeltaSpec {
+            shard: self.manifest.shard,
+            after: delta_after(&self.manifest),
+            through: round.through,
+            valid_at: round.valid_at,
+            number: self.version_next,
+        }
     }
 
     /// The extents that a round's runs make, for [`plan_extent`]: large runs get one each, the
@@ -108,29 +155,24 @@ impl Store {
         self.group(runs, 0, 0)
     }
 
-    /// Plans a settle round whose extents were planned before; the round itself has no runs.
-    pub fn settle_planned(&mut self, round: Settle, planned: Vec<PlannedExtent>) -> Vec<DiskOp> {
-        assert!(round.runs.is_empty(), "the runs are planned");
+    /// Plans a settle round whose files were planned before; the round itself has no runs and no
+    /// changes.
+    pub fn settle_planned(&mut self, round: Settle, planned: PlannedFiles) -> Vec<DiskOp> {
+        assert!(round.runs.is_empty() && round.changes.is_empty(), "they are planned");
         assert!(round.through.next() >= self.manifest.replay_from, "settling only goes forward");
         assert!(round.through <= round.valid_at);
         assert!(round.valid_at <= round.durable, "only durable values enter a delta file");
         assert!(round.first_segment >= self.manifest.first_segment);
         assert!(round.epoch >= self.manifest.epoch);
         let mut files = Files::default();
-        planned.into_iter().for_each(|extent| files.add(extent));
+        planned.extents.into_iter().for_each(|extent| files.add(extent));
         for run in files.extents.iter().flat_map(|extent| &extent.runs) {
             assert!(self.index.has_room_for(run), "runs of a partition do not overlap");
         }
         let mut manifest = self.manifest.clone();
-        if !round.changes.is_empty() {
-            let spec = DeltaSpec {
-                shard: manifest.shard,
-                after: delta_after(&manifest),
-                through: round.through,
-                valid_at: round.valid_at,
-                number: self.version_next,
-            };
-            let (delta, ops) = plan_delta(&spec, &round.changes, self.sync_size);
+        if let Some((delta, ops)) = planned.delta {
+            assert!(delta.valid_at == round.valid_at && delta.through == round.through);
+            assert_eq!(delta.after, delta_after(&manifest), "no delta file came between");
             files.written.push(delta.file());
             files.ops.extend(ops);
             manifest.deltas.push(delta);

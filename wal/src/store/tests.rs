@@ -5,7 +5,7 @@ use expect_test::expect;
 use super::*;
 use crate::batch::tests::batch;
 use crate::crash_disk::CrashDisk;
-use crate::extent::{ExtentView, ReadFrom, plan_extent};
+use crate::extent::{ExtentView, ReadFrom};
 use crate::format::TopicId;
 
 const SHARD: ShardId = ShardId(0);
@@ -376,9 +376,9 @@ fn what_is_dropped_while_a_round_is_planned_or_written_is_not_found_after() {
     let mut world = World::new();
     world.settle(vec![run(0, 0, TINY), run(1, 0, TINY)], &[]);
     let round = world.round(vec![run(0, 10, TINY), run(1, 10, TINY), run(2, 0, LARGE)], &[]);
-    let specs = world.store.extents_for(round.runs.clone());
+    let extents = world.store.extents_for(round.runs.clone());
     world.store.drop_partition(partition(0));
-    let planned = specs.into_iter().map(|spec| plan_extent(spec, 1 << 20)).collect();
+    let planned = SettleFiles { extents, delta: None, sync_size: 1 << 20 }.plan();
     let ops = world.store.settle_planned(Settle { runs: vec![], ..round }, planned);
     world.store.drop_partition(partition(1));
     world.disk.run(&ops);

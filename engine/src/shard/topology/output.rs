@@ -149,7 +149,7 @@ impl Shard {
                 .sum::<usize>()
             + changed
                 .iter()
-                .map(|key| key.len() + value_size(self.state.value(key)))
+                .map(|(key, value)| key.len() + value_size(value.as_deref()))
                 .sum::<usize>();
         let count = batches.len() + changes.len() + changed.len();
         let added = size + count * ENTRY_OVERHEAD_MAX;
@@ -163,9 +163,9 @@ impl Shard {
             _ = self.fill(now, id, &batch);
         }
         changes.into_iter().for_each(|change| self.record(change));
-        for key in changed {
-            match self.state.value(&key) {
-                Some(value) => self.wal.append_put(&key, value),
+        for (key, value) in changed {
+            match value {
+                Some(value) => self.wal.append_put(&key, &value),
                 None => self.wal.append_delete(&key),
             }
         }

@@ -216,9 +216,9 @@ impl World {
                 self.schedule(delay_us, Event::ReadMerge(index, plan));
                 Ok(())
             }
-            Effect::Plan { specs, sync_size } => {
+            Effect::Plan(files) => {
                 let delay_us = self.random.skewed(5, 2000);
-                self.schedule(delay_us, Event::Planned(index, specs, sync_size));
+                self.schedule(delay_us, Event::Planned(index, files));
                 Ok(())
             }
             Effect::Verify(piece) => self.verify(index, &piece),
