@@ -136,6 +136,28 @@ mutations! {
     DrainOnlyWithRoom,
     /// The reader of a ring sleeps without a last look that is in order.
     ForgetWakeUp,
+    /// How far a topology has read a partition is not stored.
+    ForgetProgress,
+    /// How far a topology has read a partition goes into the frame after that of what it made.
+    SplitStep,
+    /// What an operator changed is in memory and not in the frame.
+    ForgetOperatorState,
+    /// A timer that has fired stays stored.
+    KeepFiredTimer,
+    /// What a failed call wanted until then is taken, as if it had succeeded.
+    KeepFailedCall,
+    /// A record that cannot be processed is forgotten.
+    ForgetDeadLetter,
+    /// How far event time of operators has come is not stored.
+    ForgetEventTime,
+    /// How far the entries of another shard were taken is not stored.
+    ForgetPosition,
+    /// An entry of another shard that was taken stays stored.
+    KeepTakenArrival,
+    /// An entry of another shard stays stored, and is taken again after a restart.
+    TakeArrivalAgain,
+    /// Event time goes to another shard before the records that came before it.
+    MarkBeforeRecords,
 }
 
 #[cfg(feature = "mutations")]

@@ -24,6 +24,7 @@ use super::{Outgoing, Shard};
 use crate::command::TopicRoute;
 use crate::effect::{Effect, MeshMessage, Now};
 use crate::outbox::ENTRIES_MAX;
+use crate::state::Kind;
 use crate::topology::{Counts, Fired, OperatorCounts, Plan, Step, Task};
 
 /// Most bytes that the records of a batch may take when they are decompressed.
@@ -304,6 +305,11 @@ impl Shard {
             let name = hosted.plan.name();
             inputs(hosted).iter().map(move |input| (name, input.id, input.next_offset))
         })
+    }
+
+    /// Entries of other shards that are stored for topologies.
+    pub fn stored_arrivals(&self) -> usize {
+        self.state.range(&Kind::TopologyArrival.key(&[])).count()
     }
 
     /// Lets topologies work until nothing is left, the frame is full, or `goes_on` says no, which

@@ -13,6 +13,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tidemill_wal::format::ShardId;
 use tidemill_wal::limits::{KEY_SIZE_MAX, VALUE_SIZE_MAX};
+use tidemill_wal::mutation::{self, Mutation};
 
 use super::key;
 use crate::batch::Record;
@@ -305,7 +306,8 @@ impl<'r> Run<'r> {
 
     /// What it wants, or why it failed.
     pub(super) fn end(mut self) -> Result<Wanted, Failure> {
-        if let Some(failure) = self.failure.take() {
+        let is_kept = mutation::is_on(Mutation::KeepFailedCall);
+        if let Some(failure) = self.failure.take().filter(|_| !is_kept) {
             return Err(failure);
         }
         if let Some((size, size_max)) = self.too_large() {

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use indexmap::IndexMap;
 use tidemill_wal::format::{ENTRY_OVERHEAD_MAX, PartitionId, ShardId};
+use tidemill_wal::mutation::{self, Mutation};
 
 use super::key::{TimeDomain, Timer};
 use super::run::{
@@ -491,7 +492,9 @@ impl Task {
         if let Some(culprit) = culprit {
             self.operators[culprit].failed += 1;
         }
-        self.made.rejected.push(rejected);
+        if !mutation::is_on(Mutation::ForgetDeadLetter) {
+            self.made.rejected.push(rejected);
+        }
         Taken::Done
     }
 }

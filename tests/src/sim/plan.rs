@@ -81,6 +81,14 @@ pub struct Plan {
 }
 
 impl Plan {
+    /// The plan of a seed, with what follows from its dice and those of operators.
+    pub fn of_seed(seed: u64) -> (Self, Random, Random) {
+        let mut random = Random::new(seed);
+        let mut stream_dice = Random::new(seed ^ 0xfe << 48);
+        let plan = Self::draw_with(&mut random, Streams::draw(&mut stream_dice));
+        (plan, random, stream_dice)
+    }
+
     /// Draws a plan without topologies.
     pub fn draw(random: &mut Random) -> Self {
         Self::draw_with(random, Streams::none())

@@ -37,7 +37,6 @@ use super::disk::{Disk, Rot, Sabotage};
 use super::model::{Check, Model};
 use super::plan::Plan;
 use super::random::Random;
-use super::streams::Streams;
 use super::trace::{Sink, Trace};
 use super::wire::{Connection, Habits, Way};
 use super::{Counts, Failure};
@@ -156,9 +155,7 @@ pub struct World {
 impl World {
     /// A world before its first start.
     pub fn new(seed: u64, sabotage: Option<Sabotage>, sink: Option<Sink>) -> Self {
-        let mut random = Random::new(seed);
-        let mut stream_dice = Random::new(seed ^ 0xfe << 48);
-        let plan = Plan::draw_with(&mut random, Streams::draw(&mut stream_dice));
+        let (plan, mut random, stream_dice) = Plan::of_seed(seed);
         let mut trace = Trace::new(sink);
         trace.say(0, || format!("{plan:#?}"));
         let clients = Client::draw_all(&plan, &mut random);

@@ -9,6 +9,7 @@ use std::iter::Peekable;
 
 use bytes::Bytes;
 use tidemill_wal::format::{ENTRY_OVERHEAD_MAX, ShardId};
+use tidemill_wal::mutation::{self, Mutation};
 
 use super::{Hosted, RECORDS_SIZE_MAX, Turn, Wired};
 use crate::batch::{RecordBatch, RecordIter};
@@ -94,7 +95,7 @@ impl Queue {
     }
 
     fn push(&mut self, sequence: u64, bytes: &Bytes, is_stored: bool) -> Result<(), String> {
-        if sequence < self.position.sequence {
+        if sequence < self.position.sequence && !mutation::is_on(Mutation::TakeArrivalAgain) {
             return Ok(());
         }
         let entry = StageEntry::decode(bytes).ok_or("an entry of a topology cannot be read")?;

@@ -5,12 +5,14 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use tidemill_wal::format::{ENTRY_OVERHEAD_MAX, PartitionId, ShardId};
+use tidemill_wal::mutation::{self, Mutation};
 
 use super::{ON_THEIR_WAY_MAX, Queue, Sizes, Wired};
 use crate::batch::{BatchBuilder, NewRecord, RecordBatch};
 use crate::command::key_partition;
 use crate::effect::{Change, Effect, Now};
 use crate::shard::{Outgoing, Shard};
+use crate::state::Kind;
 use crate::topology::stored::{self, Part, StageEntry, StoredStep, mark_ms};
 use crate::topology::{Destination, Emitted, Made, Mark, Rejected, Task, WORDS_SIZE_MAX};
 
@@ -82,11 +84,23 @@ fn dead_letter(rejected: Rejected) -> Emitted {
     Emitted { to: Destination::DeadLetter, key, value, timestamp_ms, headers }
 }
 
+/// Whether a deliberate break keeps a change from its frame.
+fn is_lost(key: &[u8], value: Option<&[u8]>) -> bool {
+    let loses =
+        |mutation: Mutation, kind: Kind| mutation::is_on(mutation) && Kind::of(key) == Some(kind);
+    let loses_removal = |mutation: Mutation, kind: Kind| value.is_none() && loses(mutation, kind);
+    loses(Mutation::ForgetOperatorState, Kind::OperatorState)
+        || loses_removal(Mutation::KeepFiredTimer, Kind::Timer)
+        || loses_removal(Mutation::KeepTakenArrival, Kind::TopologyArrival)
+        || loses_removal(Mutation::TakeArrivalAgain, Kind::TopologyArrival)
+}
+
 /// The times of a task as they are stored.
 fn stored_step(task: &Task) -> StoredStep {
     let (plan, times) = (task.plan(), task.times());
     let heard = |(index, id)| (id, times.heard(index).iter().copied().map(mark_ms).collect());
     let operators = plan.operators().zip(times.operators_ms().iter().zip(task.watermarks_ms()));
+    let operators = operators.filter(|_| !mutation::is_on(Mutation::ForgetEventTime));
     StoredStep {
         clock_ms: task.clock_ms(),
         operators_ms: operators.map(|((id, _), (fired, seen))| (id, *fired, *seen)).collect(),
@@ -107,7 +121,9 @@ impl Shard {
         queues: &mut [Queue],
         effects: &mut Vec<Effect>,
     ) -> bool {
-        self.keep_progress(wired, queues);
+        if !mutation::is_on(Mutation::SplitStep) {
+            self.keep_progress(wired, queues);
+        }
         // While something is on its way others are told of time now and then only: each word costs them
         // a frame, and when all has arrived the confirmation makes this shard look again.
         let depth = self.outbox.depth();
@@ -118,6 +134,9 @@ impl Shard {
             wired.told_ms = now.monotonic_ms;
         }
         let made = wired.task.take_made();
+        if mutation::is_on(Mutation::SplitStep) {
+            self.keep_progress(wired, queues);
+        }
         if made.is_empty() && marks.is_empty() {
             return false;
         }
@@ -164,8 +183,9 @@ impl Shard {
         }
         changes.into_iter().for_each(|change| self.record(change));
         for (key, value) in changed {
-            match value {
-                Some(value) => self.wal.append_put(&key, &value),
+            match value.as_deref() {
+                value if is_lost(&key, value) => {}
+                Some(value) => self.wal.append_put(&key, value),
                 None => self.wal.append_delete(&key),
             }
         }
@@ -182,12 +202,15 @@ impl Shard {
         for number in moved.drain(..) {
             let input = &mut inputs[number];
             input.is_moved = false;
+            if mutation::is_on(Mutation::ForgetProgress) {
+                continue;
+            }
             let newest_ms = task.times().newest_ms(input.source, input.id.index);
             let value = stored::encode_progress(input.next_offset, newest_ms);
             task.keep(&mut self.state, stored::progress_key(topology, input.id), Some(value));
         }
         for (queue, sender) in queues.iter_mut().zip(0..) {
-            if std::mem::take(&mut queue.is_moved) {
+            if std::mem::take(&mut queue.is_moved) && !mutation::is_on(Mutation::ForgetPosition) {
                 let value = queue.position().encode();
                 task.keep(&mut self.state, stored::position_key(topology, sender), Some(value));
             }
@@ -246,8 +269,13 @@ impl Shard {
                 let entry = StageEntry { topology, version, parts: std::mem::take(parts) };
                 sent.push((shard, self.outbox.push(shard, entry.encode(), changes)));
             };
+            let marks = marks.iter();
+            let marks = marks.map(|(stage, mark)| Part::Mark { stage: ids[*stage], mark: *mark });
             let mut parts = Vec::new();
             let mut size = 0;
+            if mutation::is_on(Mutation::MarkBeforeRecords) && marks.len() > 0 {
+                send(&mut marks.clone().collect());
+            }
             for (place, batches) in away.remove(&shard).unwrap_or_default() {
                 for batch in batches.build() {
                     let batch = batch.into_bytes();
@@ -266,8 +294,7 @@ impl Shard {
                 }
             }
             // Time goes on after the records that were made before it did.
-            let marks = marks.iter();
-            parts.extend(marks.map(|(stage, mark)| Part::Mark { stage: ids[*stage], mark: *mark }));
+            parts.extend(marks);
             if !parts.is_empty() {
                 send(&mut parts);
             }

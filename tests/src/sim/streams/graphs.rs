@@ -128,7 +128,7 @@ impl Operator for Moody {
 }
 
 /// Numbers the records of a key, and tells each number when its time has come: the number, when it
-/// was due, and when it was told.
+/// was due, and when it was told. A timer that fires for none tells of zero.
 struct Remind {
     count: ValueState<Int64>,
     /// When each number is due.
@@ -171,12 +171,15 @@ impl Operator for Remind {
         _key: &String,
         timer: FiredTimer,
     ) -> Result<(), OperatorError> {
-        for (number, due_ms) in self.due.entries(context)? {
-            if due_ms == timer.time_ms {
-                self.due.remove(context, &number)?;
-                let told_ms = context.now_ms();
-                context.emit(format!("{number} {due_ms} {told_ms}"));
-            }
+        let mut due = self.due.entries(context)?;
+        due.retain(|(_, due_ms)| *due_ms == timer.time_ms);
+        if due.is_empty() {
+            due.push((0, timer.time_ms));
+        }
+        for (number, due_ms) in due {
+            self.due.remove(context, &number)?;
+            let told_ms = context.now_ms();
+            context.emit(format!("{number} {due_ms} {told_ms}"));
         }
         Ok(())
     }

@@ -90,6 +90,7 @@ impl World {
             self.wait(&mut |world| world.clock.now_us >= repaired_us)?;
         } else if !self.is_crashing {
             self.check_pauses()?;
+            self.check_arrivals()?;
         }
         Ok(!is_unreadable && !self.is_crashing)
     }
@@ -145,6 +146,18 @@ impl World {
                 if !progress.any(|(name, id, _)| name == flow.name() && id == partition) {
                     return Err(format!("nobody reads {partition:?} of {flow:?} on {shard:?}"));
                 }
+            }
+        }
+        Ok(())
+    }
+
+    /// At rest nothing is stored that came from another shard: all of it was taken.
+    fn check_arrivals(&self) -> Check {
+        for slot in &self.slots {
+            let count = slot.shard.stored_arrivals();
+            if count > 0 {
+                let shard = slot.shard.id();
+                return Err(format!("{count} entries that were taken stay stored on {shard:?}"));
             }
         }
         Ok(())
