@@ -162,6 +162,11 @@ impl Catalog {
         }
     }
 
+    /// Whether a topic may be configured like this.
+    pub fn check_config(&self, config: &[(String, String)]) -> Result<(), Refused> {
+        resolve_config(config.iter().cloned().collect(), &self.limits).map(|_| ())
+    }
+
     /// Decides a command. Changes nothing here: apply the plan's changes to do so.
     pub fn plan(&self, command: &CatalogCommand, ids: &mut IdSource) -> Plan {
         let mut plan = Plan::default();
@@ -352,6 +357,47 @@ impl Catalog {
             shard_count: self.shard_count,
             config,
         })
+    }
+}
+
+/// A topic's entry, as far as it says where the topic is.
+#[derive(Debug)]
+pub struct StoredTopic {
+    bytes: Vec<u8>,
+    name: std::ops::Range<usize>,
+}
+
+/// Where its first shard is in a topic's entry; see [`encode_topic`].
+const FIRST_SHARD: std::ops::Range<usize> = 5..7;
+
+impl StoredTopic {
+    /// Of an entry's value.
+    pub fn decode(value: &[u8]) -> Option<Self> {
+        let rest = value.get(FIRST_SHARD.end..).filter(|_| value[0] == 1)?;
+        let size = Bytes(rest).text()?.len();
+        let start = FIRST_SHARD.end + 2;
+        Some(Self { bytes: value.to_vec(), name: start..start + size })
+    }
+
+    /// The topic's name.
+    pub fn name(&self) -> &str {
+        std::str::from_utf8(&self.bytes[self.name.clone()]).unwrap_or_default()
+    }
+
+    /// The shard of its first partition.
+    pub fn first_shard(&self) -> ShardId {
+        let bytes = [self.bytes[FIRST_SHARD.start], self.bytes[FIRST_SHARD.start + 1]];
+        ShardId(u16::from_le_bytes(bytes))
+    }
+
+    /// Moves its first partition to a shard, and the others after it.
+    pub fn set_first_shard(&mut self, shard: ShardId) {
+        self.bytes[FIRST_SHARD].copy_from_slice(&shard.0.to_le_bytes());
+    }
+
+    /// The entry's value.
+    pub fn into_bytes(self) -> Vec<u8> {
+        self.bytes
     }
 }
 
@@ -578,6 +624,23 @@ mod tests {
         assert_eq!((b.partition_count, b.first_shard), (3, ShardId(1)));
         assert!(b.config.append_time);
         assert_eq!(copy.routes.topics["a"].config.retention_ms, None);
+    }
+
+    #[test]
+    fn a_stored_topic_can_begin_on_another_shard_and_is_the_same_otherwise() {
+        let mut catalog = Catalog::new(9, limits());
+        run(&mut catalog, &create(vec![new_topic("a", None, &[])]));
+        run(&mut catalog, &create(vec![new_topic("b", Some(3), &[("retention.ms", "5")])]));
+        let before = (*catalog.routes.topics["b"]).clone();
+        let value = encode_topic(&before);
+        let mut stored = StoredTopic::decode(&value).expect("ours");
+        assert_eq!((stored.name(), stored.first_shard()), ("b", ShardId(1)));
+        stored.set_first_shard(ShardId(0x0102));
+        let after = catalog.decode_topic(before.id, &stored.into_bytes()).expect("ours");
+        assert_eq!(after, TopicRoute { first_shard: ShardId(0x0102), ..before });
+        for size in 0..10 {
+            assert!(StoredTopic::decode(&value[..size]).is_none(), "{size} bytes");
+        }
     }
 
     #[test]

@@ -1,6 +1,8 @@
 //! A node in memory to test topologies with: the real shards on disks in memory, a clock that is set
 //! by hand, no threads, no sockets, and power that can go at any write.
 
+mod restore;
+
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,6 +24,7 @@ use crate::command::{
 };
 use crate::effect::{Effect, ExtentRead, Input, Now, ReadFault, ReadFrom};
 use crate::group::GroupLimits;
+use crate::reshard::ReshardError;
 use crate::shard::{OpenError, Shard, ShardOptions};
 use crate::topology::{BadTopology, Plan, Topology};
 
@@ -46,6 +49,8 @@ pub struct TestDriver {
     routes: Arc<Routes>,
     replies: BTreeMap<u64, Reply>,
     next_ticket: u64,
+    /// How often shards were opened: no two starts share a seed.
+    starts: u64,
     /// Writes that still succeed; `None`: all.
     writes_left: Option<u64>,
     is_down: bool,
@@ -70,6 +75,9 @@ pub enum DriverError {
     /// What it left before.
     #[error(transparent)]
     Open(#[from] OpenError),
+    /// What was on its way between its shards when their number was to change.
+    #[error(transparent)]
+    Reshard(#[from] ReshardError),
 }
 
 /// A record to be written, or one that was read.
@@ -123,6 +131,7 @@ impl TestDriver {
             routes: Arc::default(),
             replies: BTreeMap::new(),
             next_ticket: 0,
+            starts: 0,
             writes_left: None,
             is_down: true,
             read: HashMap::new(),
@@ -135,6 +144,7 @@ impl TestDriver {
     /// The power goes, if it is not gone already, and comes back with the same topologies.
     pub fn restart(&mut self) -> Result<(), DriverError> {
         self.power_off();
+        self.starts += 1;
         for index in 0..self.places.len() {
             let options = self.options(index as u16);
             let place = &mut self.places[index];
@@ -423,7 +433,7 @@ impl TestDriver {
             id: ShardId(index),
             shard_count: self.shard_count,
             node: [1; 16],
-            seed: [u64::from(index), 1],
+            seed: [u64::from(index), self.starts],
             segment_size: SEGMENT_SIZE_MIN,
             segment_count_max: 8,
             catalog: CatalogLimits {
@@ -487,5 +497,7 @@ fn read_merge(disk: &MemoryStorage, plan: &MergePlan) -> Result<Vec<RunData>, Re
 
 #[cfg(test)]
 mod hops;
+#[cfg(test)]
+mod restores;
 #[cfg(test)]
 mod tests;

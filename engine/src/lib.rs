@@ -6,6 +6,7 @@
 pub mod command;
 pub mod effect;
 
+pub mod reshard;
 pub mod shard;
 
 pub mod catalog;

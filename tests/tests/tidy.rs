@@ -170,6 +170,7 @@ fn may_import(importer: &str, imported: &str) -> bool {
         "runtime" => true,
         "kafka" | "admin" => is_word || imported == "exit_code",
         "shard" => is_word || imported == "effect" || PARTS.contains(&imported),
+        "reshard" => is_word || imported == "shard" || PARTS.contains(&imported),
         part if PARTS.contains(&part) => is_word || imported == "effect",
         "operator" => is_word || imported == "effect",
         "client" => is_word || imported == "kafka",

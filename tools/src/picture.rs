@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use tidemill::batch::RecordBatch;
-use tidemill::effect::Change;
 use tidemill::state::{Kind, State};
 use tidemill_wal::disk::{Directory, Storage};
 use tidemill_wal::format::{
@@ -137,7 +136,7 @@ impl Picture {
         };
         let state = &mut self.state;
         let visited = store.visit_state(&self.directory, &mut |key, value| {
-            state.load(Change { key: key.to_vec(), value: value.map(<[u8]>::to_vec) });
+            state.load(key, value);
         });
         if let Err(error) = visited {
             self.faults.push(Fault::of_store(&self.directory, &error));
@@ -226,9 +225,9 @@ pub fn replay(
         match entry {
             Entry::Batch(entry, _) => take(entry, frame.bytes.slice(payload)),
             Entry::Put { key, value } => {
-                state.load(Change { key: key.to_vec(), value: Some(value.to_vec()) });
+                state.load(key, Some(value));
             }
-            Entry::Delete { key } => state.load(Change { key: key.to_vec(), value: None }),
+            Entry::Delete { key } => state.load(key, None),
         }
     }
     Ok(())

@@ -216,6 +216,10 @@ fn subject(names: &Names, kind: Kind, key: &[u8]) -> Result<String, String> {
             let topology = progress::decode_step_key(key).ok_or_else(short)?;
             format!("stages of topology {}", Id(topology))
         }
+        Kind::TopologySeen => {
+            let (topology, stage, partition) = progress::decode_seen_key(key).ok_or_else(short)?;
+            format!("former times of topology {}, stage {}-{partition}", Id(topology), Id(stage))
+        }
     })
 }
 
@@ -332,6 +336,12 @@ fn meaning(kind: Kind, key: &[u8], value: &[u8]) -> Result<String, String> {
                 format!("{}: {partition_count} partitions from shard {}", Id(*id), first_shard.0)
             };
             places.iter().map(place).collect::<Vec<_>>().join(", ")
+        }
+        Kind::TopologySeen => {
+            let seen_ms = progress::decode_seen(value).ok_or_else(wrong)?;
+            let operator =
+                |(id, seen_ms): (&NameId, &i64)| format!("{}: {}", Id(*id), event_time(*seen_ms));
+            seen_ms.iter().map(operator).collect::<Vec<_>>().join(", ")
         }
         Kind::TopologyStates => {
             let stored = StoredStates::decode(value).ok_or_else(wrong)?;

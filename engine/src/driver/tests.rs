@@ -65,7 +65,7 @@ fn no_power_cut_loses_or_doubles_a_count() {
     assert!(cuts > 5, "{cuts} cuts");
 }
 
-struct Reminder;
+pub(super) struct Reminder;
 
 impl Operator for Reminder {
     type Key = String;

@@ -9,6 +9,7 @@
 //! (`open`) knows nothing about the parts' rules.
 
 mod catalog;
+mod contents;
 mod open;
 mod produce;
 mod read;
@@ -40,7 +41,8 @@ use crate::partition::producer::Producers;
 use crate::state::State;
 use crate::topology::Plan;
 
-pub use open::{OpenError, Opened};
+pub use contents::Contents;
+pub use open::{OpenError, Opened, partition_of};
 pub use topology::TopologyFacts;
 
 /// What a shard is told at its start.

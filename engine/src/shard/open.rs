@@ -264,7 +264,8 @@ impl Shard {
                 | Kind::TopologyArrival
                 | Kind::TopologyStates
                 | Kind::TopologyTaken
-                | Kind::TopologyPlaces => {}
+                | Kind::TopologyPlaces
+                | Kind::TopologySeen => {}
             }
         }
         self.state = state;
@@ -365,7 +366,8 @@ fn make_reserve(storage: &mut dyn Storage, size: u64) -> Result<bool, DiskFault>
     Ok(true)
 }
 
-fn partition_of(key: &[u8]) -> Option<PartitionId> {
+/// The partition in the key of what belongs to one: of its own entry, and of its producers'.
+pub fn partition_of(key: &[u8]) -> Option<PartitionId> {
     let topic = TopicId(key.get(1..17)?.try_into().ok()?);
     let index = u32::from_be_bytes(key.get(17..21)?.try_into().ok()?);
     Some(PartitionId { topic, index })

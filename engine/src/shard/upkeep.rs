@@ -456,7 +456,7 @@ impl Shard {
     }
 
     /// What the tail holds up to a frame and is to be kept, with its size in bytes.
-    fn unsettled_runs(&self, through: Sequence) -> (Vec<RunData>, u64) {
+    pub(super) fn unsettled_runs(&self, through: Sequence) -> (Vec<RunData>, u64) {
         let mut ids: Vec<PartitionId> = self
             .partitions
             .iter()
@@ -510,7 +510,7 @@ impl Shard {
     }
 
     /// Brings what follows from batches alone (ends of logs, producers) into the keyed state.
-    fn refresh_state(&mut self) {
+    pub(super) fn refresh_state(&mut self) {
         for id in std::mem::take(&mut self.dirty_partitions) {
             if mutation::is_on(Mutation::ForgetLogEnd) {
                 continue;

@@ -150,7 +150,7 @@ impl<O> Context<'_, '_, O> {
 
     /// Event time up to which everything is thought to have come; `i64::MIN` at first.
     pub fn watermark_ms(&self) -> i64 {
-        self.run.circumstances().watermarks_ms[self.identity.index]
+        self.run.circumstances().watermark_ms(self.identity.index, self.run.partition())
     }
 
     /// Headers of the record that led here; none in a timer.

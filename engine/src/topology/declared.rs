@@ -92,6 +92,24 @@ impl StoredStates {
         }
     }
 
+    /// Takes in what another shard has stored of the same topology. False if they differ in more than
+    /// which states have entries, and in the versions that wrote them.
+    pub fn merge(&mut self, other: Self) -> bool {
+        let mut is_same = self.topology == other.topology;
+        for state in other.states {
+            let is_it = |it: &&mut StoredState| it.id(&self.topology) == state.id(&self.topology);
+            let Some(known) = self.states.iter_mut().find(is_it) else {
+                self.states.push(state);
+                continue;
+            };
+            is_same &= known.kind == state.kind && known.codec == state.codec;
+            let new = state.versions.iter().filter(|version| !known.versions.contains(version));
+            let new: Vec<u8> = new.copied().collect();
+            known.versions.extend(new);
+        }
+        is_same
+    }
+
     /// Its bytes.
     pub fn encode(&self) -> Vec<u8> {
         let mut bytes = vec![VERSION];

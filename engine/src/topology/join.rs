@@ -10,7 +10,8 @@ use super::key::TimeDomain;
 use super::keyed::Keyed;
 use super::run::duration_ms;
 use super::state::{MapState, States, ValueState};
-use super::window::{Grid, Windowed, Windows};
+use super::stream::SideOutput;
+use super::window::{Grid, Windowed, Windows, pass_late};
 
 /// A value of one of two streams.
 #[derive(Debug, Clone)]
@@ -22,15 +23,19 @@ pub enum Either<L, R> {
 }
 
 impl<K: Codec, L: Clone + Send + Sync + 'static> Keyed<K, L> {
-    /// Each pair of values of a key whose times are near: the right one's from `before` the left
-    /// one's to `after` it, borders included. A pair has the later time of the two. Values that no
-    /// other may come for any more are late: they are dropped and counted.
+    /// Puts this stream beside another one, to join them with what is late in a side output.
+    /// [`Self::interval_join`] and [`Self::window_join`] do without.
+    pub fn join<R: Clone + Send + 'static>(&self, right: &Keyed<K, R>) -> JoinedStreams<K, L, R> {
+        JoinedStreams { stream: self.either(right), late: None }
+    }
+
+    /// As [`JoinedStreams::interval_join`]; late values are dropped and counted.
     pub fn interval_join<CL, CR, U>(
         &self,
         name: &str,
         right: &Keyed<K, CR::Value>,
         (before, after): (Duration, Duration),
-        (left_codec, right_codec): (CL, CR),
+        codecs: (CL, CR),
         pair: impl Fn(&K::Value, &L, &CR::Value) -> U + Send + Sync + 'static,
     ) -> Keyed<K, U>
     where
@@ -38,25 +43,16 @@ impl<K: Codec, L: Clone + Send + Sync + 'static> Keyed<K, L> {
         CR: Codec,
         U: Clone + Send + 'static,
     {
-        let operator = IntervalJoin::<K::Value, CL, CR, U> {
-            before_ms: duration_ms(before),
-            after_ms: duration_ms(after),
-            sides: Sides::new(left_codec, right_codec),
-            pair: Box::new(pair),
-        };
-        self.either(right).process(name, operator)
+        self.join(right).interval_join(name, (before, after), codecs, pair)
     }
 
-    /// Each pair of values of a key that are in one window, told when event time is past the window's
-    /// end; one that is in several windows, once for each. Windows have one length: sessions are
-    /// refused. Values that come when their last window has been told are late: they are dropped
-    /// and counted. All pairs of a window have to fit a frame.
+    /// As [`JoinedStreams::window_join`]; late values are dropped and counted.
     pub fn window_join<CL, CR, U>(
         &self,
         name: &str,
         right: &Keyed<K, CR::Value>,
         windows: Windows,
-        (left_codec, right_codec): (CL, CR),
+        codecs: (CL, CR),
         pair: impl Fn(&K::Value, &L, &CR::Value) -> U + Send + Sync + 'static,
     ) -> Keyed<K, Windowed<U>>
     where
@@ -64,16 +60,7 @@ impl<K: Codec, L: Clone + Send + Sync + 'static> Keyed<K, L> {
         CR: Codec,
         U: Clone + Send + 'static,
     {
-        let grid = windows.grid().unwrap_or_else(|| {
-            self.fault(format!("operator {name:?}: streams are not joined by sessions"));
-            Grid { size_ms: 1, hop_ms: 1 }
-        });
-        if let Some(fault) = windows.fault() {
-            self.fault(fault);
-        }
-        let sides = Sides::new(left_codec, right_codec);
-        let operator = WindowJoin::<K::Value, CL, CR, U> { grid, sides, pair: Box::new(pair) };
-        self.either(right).process(name, operator)
+        self.join(right).window_join(name, windows, codecs, pair)
     }
 
     /// Each value with that of a table for its key, if there is one. A table is a stream of which the
@@ -98,6 +85,82 @@ impl<K: Codec, L: Clone + Send + Sync + 'static> Keyed<K, L> {
     fn either<R: Clone + Send + 'static>(&self, right: &Keyed<K, R>) -> Keyed<K, Either<L, R>> {
         let left = self.map(|_, value| Either::Left(value));
         left.union(&right.map(|_, value| Either::Right(value)))
+    }
+}
+
+/// Two keyed streams beside each other, which wait for how they are joined.
+pub struct JoinedStreams<K: Codec, L, R> {
+    stream: Keyed<K, Either<L, R>>,
+    late: Option<SideOutput<Either<L, R>>>,
+}
+
+impl<K, L, R> JoinedStreams<K, L, R>
+where
+    K: Codec,
+    L: Clone + Send + Sync + 'static,
+    R: Clone + Send + 'static,
+{
+    /// Late values of either stream go there, instead of being dropped; they are counted in either
+    /// case.
+    #[must_use]
+    pub fn late_to(mut self, side: &SideOutput<Either<L, R>>) -> Self {
+        self.late = Some(side.clone());
+        self
+    }
+
+    /// Each pair of values of a key whose times are near: the right one's from `before` the left
+    /// one's to `after` it, borders included. A pair has the later time of the two. Values that no
+    /// other may come for any more are late.
+    pub fn interval_join<CL, CR, U>(
+        self,
+        name: &str,
+        (before, after): (Duration, Duration),
+        (left_codec, right_codec): (CL, CR),
+        pair: impl Fn(&K::Value, &L, &R) -> U + Send + Sync + 'static,
+    ) -> Keyed<K, U>
+    where
+        CL: Codec<Value = L>,
+        CR: Codec<Value = R>,
+        U: Clone + Send + 'static,
+    {
+        let operator = IntervalJoin::<K::Value, CL, CR, U> {
+            before_ms: duration_ms(before),
+            after_ms: duration_ms(after),
+            sides: Sides::new(left_codec, right_codec),
+            late: self.late,
+            pair: Box::new(pair),
+        };
+        self.stream.process(name, operator)
+    }
+
+    /// Each pair of values of a key that are in one window, told when event time is past the window's
+    /// end; one that is in several windows, once for each. Windows have one length: sessions are
+    /// refused. Values that come when their last window has been told are late. All pairs of a window
+    /// have to fit a frame.
+    pub fn window_join<CL, CR, U>(
+        self,
+        name: &str,
+        windows: Windows,
+        (left_codec, right_codec): (CL, CR),
+        pair: impl Fn(&K::Value, &L, &R) -> U + Send + Sync + 'static,
+    ) -> Keyed<K, Windowed<U>>
+    where
+        CL: Codec<Value = L>,
+        CR: Codec<Value = R>,
+        U: Clone + Send + 'static,
+    {
+        let grid = windows.grid().unwrap_or_else(|| {
+            let fault = format!("operator {name:?}: streams are not joined by sessions");
+            self.stream.fault(fault);
+            Grid { size_ms: 1, hop_ms: 1 }
+        });
+        if let Some(fault) = windows.fault() {
+            self.stream.fault(fault);
+        }
+        let (sides, late) = (Sides::new(left_codec, right_codec), self.late);
+        let pair = Box::new(pair);
+        let operator = WindowJoin::<K::Value, CL, CR, U> { grid, sides, late, pair };
+        self.stream.process(name, operator)
     }
 }
 
@@ -181,12 +244,16 @@ impl<CL: Codec, CR: Codec> Sides<CL, CR> {
     }
 }
 
+/// Where late values of two streams go.
+type Late<CL, CR> = Option<SideOutput<Either<<CL as Codec>::Value, <CR as Codec>::Value>>>;
+
 type Pair<K, L, R, U> = Box<dyn Fn(&K, &L, &R) -> U + Send + Sync>;
 
 struct IntervalJoin<K, CL: Codec, CR: Codec, U> {
     before_ms: i64,
     after_ms: i64,
     sides: Sides<CL, CR>,
+    late: Late<CL, CR>,
     pair: Pair<K, CL::Value, CR::Value, U>,
 }
 
@@ -219,7 +286,7 @@ where
         // Until when something of the other side may still come that it pairs with.
         let waits_ms = time_ms.saturating_add(after_ms);
         if waits_ms <= watermark_ms {
-            context.count_late();
+            pass_late(context, self.late.as_ref(), value);
             return Ok(());
         }
         let from = first_of(time_ms.saturating_sub(before_ms));
@@ -255,6 +322,7 @@ where
 struct WindowJoin<K, CL: Codec, CR: Codec, U> {
     grid: Grid,
     sides: Sides<CL, CR>,
+    late: Late<CL, CR>,
     pair: Pair<K, CL::Value, CR::Value, U>,
 }
 
@@ -286,7 +354,7 @@ where
         }
         let first_open = context.watermark_ms().saturating_add(1);
         let Some(end_ms) = self.grid.next_end(pane, first_open) else {
-            context.count_late();
+            pass_late(context, self.late.as_ref(), value);
             return Ok(());
         };
         self.sides.keep(context, &value)?;
@@ -399,19 +467,23 @@ mod tests {
         let left = topology.source("left", Utf8).partitioned_by_key(Utf8);
         let right = topology.source("right", Nullable(Utf8)).partitioned_by_key(Utf8);
         let text = |value: &Option<String>| value.clone().unwrap_or_default();
+        let late = SideOutput::new();
         let (codecs, times) = ((Utf8, Nullable(Utf8)), |before, after| (ms(before), ms(after)));
         let joined = match join {
             Join::Interval(before, after) => {
                 let pair = move |_: &String, left: &String, right: &Option<String>| {
                     format!("{left}{}", text(right))
                 };
-                left.interval_join("join", &right, times(before, after), codecs, pair)
+                let streams = left.join(&right).late_to(&late);
+                streams.interval_join("join", times(before, after), codecs, pair)
             }
             Join::Window(windows) => {
                 let pair = move |_: &String, left: &String, right: &Option<String>| {
                     format!("{left}{}", text(right))
                 };
-                left.window_join("join", &right, windows, codecs, pair)
+                let streams = left.join(&right).late_to(&late);
+                streams
+                    .window_join("join", windows, codecs, pair)
                     .map(|_, it| format!("[{}, {}) {}", it.start_ms, it.end_ms, it.value))
             }
             Join::Table => left.join_table("join", &right, Utf8, |_, left, right| {
@@ -419,6 +491,11 @@ mod tests {
             }),
         };
         joined.sink("out", Utf8);
+        let told = move |value: Either<String, Option<String>>| match value {
+            Either::Left(left) => format!("late left {left}"),
+            Either::Right(right) => format!("late right {}", text(&right)),
+        };
+        late.stream(&joined).map(told).sink("late", Utf8);
         Trial::new(topology)
     }
 
@@ -434,7 +511,7 @@ mod tests {
             "to" => trial.watermark(time_ms),
             other => panic!("no such word: {other}"),
         };
-        told.join(", ").replace("Sink(0) k=", "")
+        told.join(", ").replace("Sink(0) k=", "").replace("Sink(1) k=", "")
     }
 
     /// Runs steps, each with what it tells. So many entries are left of the key in the end.
@@ -459,10 +536,10 @@ mod tests {
                 ("left b 10", "bw at 10, bx at 15"),
                 ("to 9", ""),
                 // Nothing of 7 or before pairs with what may still come.
-                ("right u 7", ""),
+                ("right u 7", "late right u at 7"),
                 ("right z 9", "az at 10, bz at 10"),
                 ("to 15", ""),
-                ("left c 10", ""),
+                ("left c 10", "late left c at 10"),
                 ("left d 14", "dx at 15, dy at 16"),
                 ("to 19", ""),
             ],
@@ -497,7 +574,9 @@ mod tests {
                 ("right y 25", ""),
                 ("to 8", ""),
                 ("to 9", "[0, 10) ax at 9, [0, 10) bx at 9"),
-                ("right z 9", ""),
+                ("right z 9", "late right z at 9"),
+                ("null 9", "late right  at 9"),
+                ("left d 0", "late left d at 0"),
                 ("to 29", ""),
             ],
             0,

@@ -32,6 +32,11 @@ pub fn state_prefix(state: NameId, partition: u32, key: &[u8]) -> Vec<u8> {
     bytes
 }
 
+/// The partition in the key of an operator's state.
+pub fn partition_of_state(key: &[u8]) -> Option<u32> {
+    key.get(9..13)?.try_into().map(u32::from_be_bytes).ok()
+}
+
 /// The first key behind all that begin with these bytes, of which one is less than 255.
 pub fn behind(prefix: &[u8]) -> Vec<u8> {
     let mut bytes = prefix.to_vec();
@@ -160,6 +165,13 @@ mod tests {
         assert_eq!(behind(&[1, 2]), [1, 3]);
         assert_eq!(behind(&[1, 255, 255]), [2]);
         assert!(behind(&[1, 255]) > [1, 255, 255, 255].to_vec());
+    }
+
+    #[test]
+    fn the_partition_of_a_state_is_in_its_key() {
+        let key = state_prefix(NameId(u64::MAX), 0x0102_0304, b"key");
+        assert_eq!(partition_of_state(&key), Some(0x0102_0304));
+        assert_eq!(partition_of_state(&key[..12]), None);
     }
 
     #[test]

@@ -42,8 +42,8 @@ pub use self::codec_avro::Avro;
 #[cfg(feature = "protobuf")]
 pub use self::codec_protobuf::Protobuf;
 pub use self::context::{Context, FiredTimer, Operator, OperatorError};
-pub use self::join::Either;
-pub use self::key::{NameId, TimeDomain, Timer, state_prefix};
+pub use self::join::{Either, JoinedStreams};
+pub use self::key::{NameId, TimeDomain, Timer, partition_of_state, state_prefix};
 pub use self::keyed::Keyed;
 pub use self::run::{
     Circumstances, Destination, Emitted, Failure, Headers, OperatorCounts, StagePlace, TIME_MS_MAX,
@@ -85,6 +85,17 @@ pub struct Topology {
     shared: Shared,
 }
 
+/// A topic that is made at the start if it does not exist.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CreatedTopic {
+    /// Its name.
+    pub name: String,
+    /// How many partitions it gets.
+    pub partition_count: u32,
+    /// Configuration keys that differ from the node's defaults.
+    pub config: Vec<(String, String)>,
+}
+
 /// Why a topology cannot run.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("topology {topology:?}: {}", faults.join("; "))]
@@ -112,7 +123,16 @@ impl Topology {
     /// A topic that is made at the start if it does not exist, with so many partitions. A start is
     /// refused if a topic that the topology reads or writes neither exists nor is made like this.
     pub fn create(&self, topic: &str, partition_count: u32) {
-        self.shared.with(|parts| parts.created.push((topic.to_owned(), partition_count)));
+        self.create_with(topic, partition_count, &[]);
+    }
+
+    /// The same with configuration of its own, as `("retention.ms", "60000")`. A start is refused if
+    /// the node does not know a key or does not take a value; a topic that exists stays as it is.
+    pub fn create_with(&self, topic: &str, partition_count: u32, config: &[(&str, &str)]) {
+        let config = config.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
+        let (name, config) = (topic.to_owned(), config.collect());
+        let created = CreatedTopic { name, partition_count, config };
+        self.shared.with(|parts| parts.created.push(created));
     }
 
     /// Records that cannot be processed go to this topic, with the reason in headers. Without it,
@@ -222,8 +242,8 @@ impl Plan {
         self.operators.get(&id).copied()
     }
 
-    /// Topics that are made at the start if they do not exist, each with its partitions.
-    pub fn created(&self) -> &[(String, u32)] {
+    /// Topics that are made at the start if they do not exist.
+    pub fn created(&self) -> &[CreatedTopic] {
         &self.parts.created
     }
 

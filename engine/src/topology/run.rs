@@ -109,6 +109,9 @@ pub struct Circumstances {
     pub stages: Vec<StagePlace>,
     /// Event time of each operator on this shard: nothing older is expected any more.
     pub watermarks_ms: Vec<i64>,
+    /// The same for partitions of an operator's keys that came from a shard where it was further: it
+    /// does not go back for them.
+    pub seen_before_ms: BTreeMap<(usize, u32), i64>,
     /// Seed of the step's random numbers.
     pub seed: u64,
     /// The step: the sequence of the frame that it goes into.
@@ -118,6 +121,16 @@ pub struct Circumstances {
 }
 
 impl Circumstances {
+    /// Event time that an operator sees for the keys of a partition.
+    pub(super) fn watermark_ms(&self, operator: usize, partition: u32) -> i64 {
+        let now_ms = self.watermarks_ms[operator];
+        if self.seen_before_ms.is_empty() {
+            return now_ms;
+        }
+        let before_ms = self.seen_before_ms.get(&(operator, partition));
+        before_ms.map_or(now_ms, |before_ms| now_ms.max(*before_ms))
+    }
+
     /// The partition of a stage that a key belongs to, and whether it is on this shard.
     pub(super) fn place(&self, stage: usize, key: &[u8]) -> (u32, ShardId) {
         let place = self.stages[stage];
@@ -571,6 +584,7 @@ mod tests {
             shard_count: 1,
             stages: Vec::new(),
             watermarks_ms: Vec::new(),
+            seen_before_ms: BTreeMap::new(),
             seed: 1,
             step: 1,
             size_max: 1000,

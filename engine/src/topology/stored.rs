@@ -247,6 +247,37 @@ pub fn decode_places(bytes: &[u8]) -> Option<BTreeMap<NameId, StagePlace>> {
     rest.is_empty().then(|| places.iter().map(place).collect()).flatten()
 }
 
+/// Key of what operators of a former shard had seen of event time when they were given up, for the
+/// keys of one partition of a stage.
+pub fn seen_key(topology: NameId, stage: NameId, partition: u32) -> Vec<u8> {
+    let (topology, stage) = (topology.0.to_be_bytes(), stage.0.to_be_bytes());
+    Kind::TopologySeen.key(&[&topology, &stage, &partition.to_be_bytes()])
+}
+
+/// The topology, the stage and the partition in such a key.
+pub fn decode_seen_key(key: &[u8]) -> Option<(NameId, NameId, u32)> {
+    let (topology, rest) = key.get(1..)?.split_first_chunk::<8>()?;
+    let (stage, partition) = rest.split_first_chunk::<8>()?;
+    let partition = u32::from_be_bytes(partition.try_into().ok()?);
+    Some((NameId(u64::from_be_bytes(*topology)), NameId(u64::from_be_bytes(*stage)), partition))
+}
+
+/// Packs event times of operators: for each its identity and the time.
+pub fn encode_seen(seen_ms: &BTreeMap<NameId, i64>) -> Vec<u8> {
+    let operators = seen_ms.iter();
+    operators.flat_map(|(id, ms)| [id.0.to_le_bytes(), ms.to_le_bytes()].concat()).collect()
+}
+
+/// The opposite of [`encode_seen`].
+pub fn decode_seen(bytes: &[u8]) -> Option<BTreeMap<NameId, i64>> {
+    let (operators, rest) = bytes.as_chunks::<16>();
+    let operator = |bytes: &[u8; 16]| {
+        let (id, seen_ms) = bytes.split_first_chunk::<8>()?;
+        Some((NameId(u64::from_le_bytes(*id)), i64::from_le_bytes(seen_ms.try_into().ok()?)))
+    };
+    rest.is_empty().then(|| operators.iter().map(operator).collect()).flatten()
+}
+
 /// What a topology's newest step says of its times: the clock, each operator's event time, and what
 /// each shard said of each stage.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -396,5 +427,11 @@ mod tests {
         let position = Position { sequence: 1 << 40, part: 2, record: 3 };
         assert_eq!(Position::decode(&position.encode()), Some(position));
         assert_eq!(Position::decode(&[0; 15]), None);
+        let seen_ms = BTreeMap::from([(NameId(1), i64::MIN), (NameId(u64::MAX), 7)]);
+        assert_eq!(decode_seen(&encode_seen(&seen_ms)), Some(seen_ms));
+        assert_eq!(decode_seen(&[0; 17]), None);
+        let key = seen_key(NameId(1), NameId(2), 3);
+        assert_eq!(decode_seen_key(&key), Some((NameId(1), NameId(2), 3)));
+        assert_eq!(decode_seen_key(&key[..20]), None);
     }
 }

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use super::CreatedTopic;
 use super::codec::{Codec, CodecError};
 use super::key::{NameId, Timer};
 use super::keyed::{Keyed, enter};
@@ -119,8 +120,8 @@ pub(super) struct Parts {
     /// Topics that are written to.
     pub(super) sinks: Vec<String>,
     pub(super) dead_letter: Option<String>,
-    /// Topics that are made if they do not exist, with their partitions.
-    pub(super) created: Vec<(String, u32)>,
+    /// Topics that are made if they do not exist.
+    pub(super) created: Vec<CreatedTopic>,
     pub(super) dropped: Vec<NameId>,
     pub(super) edges: Vec<(String, String)>,
     /// What is wrong with the graph.

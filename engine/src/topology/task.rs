@@ -5,6 +5,7 @@
 //! until the shard asks for it. The shard puts both into one frame. A call whose result has no
 //! room in that frame is as if it had not been; it is made again for the next one.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -180,6 +181,7 @@ impl Task {
             shard_count: surroundings.shard_count,
             stages: surroundings.stages,
             watermarks_ms: times.operators_ms().to_vec(),
+            seen_before_ms: BTreeMap::new(),
             seed: 0,
             step: 0,
             size_max: 0,
@@ -194,6 +196,25 @@ impl Task {
     pub fn resume_operator(&mut self, operator: usize, fired_ms: i64, seen_ms: i64) {
         self.times.set_operator(operator, fired_ms);
         self.circumstances.watermarks_ms[operator] = seen_ms;
+    }
+
+    /// What operators of a former shard saw of event time for the keys of a partition of a stage.
+    /// False if those of this one see as much, and it can be forgotten.
+    pub fn resume_seen(
+        &mut self,
+        (stage, partition): (usize, u32),
+        seen_ms: &BTreeMap<NameId, i64>,
+    ) -> bool {
+        let mut is_ahead = false;
+        for (id, seen_ms) in seen_ms {
+            let Some(operator) = self.plan.operator(*id) else { continue };
+            let is_of_stage = self.plan.stage_of_operator(operator) == Some(stage);
+            if is_of_stage && *seen_ms > self.circumstances.watermarks_ms[operator] {
+                self.circumstances.seen_before_ms.insert((operator, partition), *seen_ms);
+                is_ahead = true;
+            }
+        }
+        is_ahead
     }
 
     /// Event time that each operator sees.

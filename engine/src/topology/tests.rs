@@ -1,3 +1,5 @@
+use std::collections::BTreeMap;
+
 use bytes::Bytes;
 use tidemill_wal::format::ShardId;
 
@@ -11,6 +13,7 @@ fn circumstances() -> Circumstances {
         shard_count: 1,
         stages: vec![StagePlace { partition_count: 4, first_shard: ShardId(0) }; 4],
         watermarks_ms: vec![i64::MIN; 4],
+        seen_before_ms: BTreeMap::new(),
         seed: 7,
         step: 1,
         size_max: 1 << 20,

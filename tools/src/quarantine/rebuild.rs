@@ -284,7 +284,7 @@ fn load_exactly(
 ) -> bool {
     let shard = manifest.shard;
     let load = |state: &mut State, key: &[u8], value: Option<&[u8]>| {
-        state.load(Change { key: key.to_vec(), value: value.map(<[u8]>::to_vec) });
+        state.load(key, value);
     };
     let is_based = base.is_none_or(|snapshot| {
         let mut put = |key: &[u8], value: &[u8]| load(state, key, Some(value));
@@ -303,7 +303,7 @@ fn load_what_is_left(directory: &Directory, file: &FileName, size: u64, state: &
     // It ends at the damage; what came before is right.
     let _ = read_state_file(directory, file, size, &mut |block| {
         for (key, value) in block.entries() {
-            state.load(Change { key: key.to_vec(), value: value.map(<[u8]>::to_vec) });
+            state.load(key, value);
         }
     });
 }
@@ -359,7 +359,7 @@ impl Rebuilt {
             for id in producers.ids() {
                 let Some(producer) = producers.producer(id) else { continue };
                 let key = [&prefix[..], &id.to_be_bytes()].concat();
-                self.state.load(Change { key, value: Some(producer.encode()) });
+                self.state.load(&key, Some(&producer.encode()));
             }
             self.runs.extend(cut_at_gaps(partition, free));
         }
@@ -389,15 +389,11 @@ impl Rebuilt {
             let own = self.state.range(&[Kind::Topic as u8]);
             let own: Vec<Vec<u8>> = own.map(|(key, _)| key.to_vec()).collect();
             for key in own {
-                self.state.load(Change { key, value: None });
+                self.state.load(&key, None);
             }
             let copied = peer.state.range(&[Kind::Topic as u8]);
-            let copied: Vec<Change> = copied
-                .chain(peer.state.range(&[Kind::CatalogVersion as u8]))
-                .map(|(key, value)| Change { key: key.to_vec(), value: Some(value.to_vec()) })
-                .collect();
-            for change in copied {
-                self.state.load(change);
+            for (key, value) in copied.chain(peer.state.range(&[Kind::CatalogVersion as u8])) {
+                self.state.load(key, Some(value));
             }
         }
         for peer in peers {
@@ -420,7 +416,7 @@ impl Rebuilt {
         {
             // An id may be in use that no record shows yet.
             let granted = granted.unwrap_or(0).max(used + 1) + PRODUCER_ID_BLOCK;
-            self.state.load(Change { key, value: Some(granted.to_le_bytes().to_vec()) });
+            self.state.load(&key, Some(&granted.to_le_bytes()));
         }
     }
 
@@ -433,7 +429,7 @@ impl Rebuilt {
             .map(|id| Kind::ForgottenProducers.key(&[&id.topic.0, &id.index.to_be_bytes()]))
             .collect();
         for key in keys {
-            self.state.load(Change { key, value: Some(used.to_le_bytes().to_vec()) });
+            self.state.load(&key, Some(&used.to_le_bytes()));
         }
     }
 
@@ -450,7 +446,7 @@ impl Rebuilt {
             let stale: Vec<Vec<u8>> =
                 self.state.range(&prefix).map(|(key, _)| key.to_vec()).collect();
             for key in stale {
-                self.state.load(Change { key, value: None });
+                self.state.load(&key, None);
             }
         }
         // What the peer no longer keeps for this shard was taken here.
@@ -492,13 +488,13 @@ impl Rebuilt {
         let next = self.state.value(&Kind::OutboxNext.key(&[&peer.shard.to_be_bytes()]));
         let next = next.and_then(number).unwrap_or(1);
         let key = [&prefix[..], &next.to_be_bytes()].concat();
-        self.state.load(Change { key, value: Some(entry.to_vec()) });
+        self.state.load(&key, Some(&entry));
         self.put_number(Kind::OutboxNext, peer.shard, next + 1);
     }
 
     fn put_number(&mut self, kind: Kind, of: u16, number: u64) {
         let key = kind.key(&[&of.to_be_bytes()]);
-        self.state.load(Change { key, value: Some(number.to_le_bytes().to_vec()) });
+        self.state.load(&key, Some(&number.to_le_bytes()));
     }
 
     /// Every offset that once had a record, and has none now.
@@ -535,7 +531,7 @@ impl Rebuilt {
             .map(<[u8]>::to_vec)
             .collect();
         for key in dead {
-            self.state.load(Change { key, value: None });
+            self.state.load(&key, None);
         }
         self.runs.retain(|run| live.contains(&run.partition));
     }
@@ -561,7 +557,7 @@ impl Rebuilt {
         self.lost.extend(gaps.into_iter().map(|(base, end)| LostRange { partition, base, end }));
         let value = [start.to_le_bytes(), end.to_le_bytes()].concat();
         if end > 0 {
-            self.state.load(Change { key, value: Some(value) });
+            self.state.load(&key, Some(&value));
         }
     }
 }

@@ -10,10 +10,10 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::Store;
 use super::index::RunRef;
+use super::{Store, StoreError};
 use crate::damage::{Damage, FileFault};
-use crate::disk::DiskOp;
+use crate::disk::{DiskOp, Storage};
 use crate::extent::{BatchRef, ExtentRef, ExtentView, Run, RunData};
 use crate::format::{FileName, PartitionId, ShardId};
 use crate::mutation::{self, Mutation};
@@ -189,6 +189,17 @@ impl Store {
             runs.pop();
         }
         self.begin_merge(&plan, generation, runs)
+    }
+
+    /// What all extents hold, as one run of each partition; reads and checks every byte. For making
+    /// other shards of it: a merge has its bounds.
+    pub fn read_all(&self, storage: &dyn Storage) -> Result<Vec<RunData>, StoreError> {
+        let extents = &self.manifest.extents;
+        let sizes: BTreeMap<&FileName, u64> =
+            extents.iter().map(|extent| (&extent.file, extent.size)).collect();
+        let mut open = |file: &FileName| storage.read(file, 0, sizes[file] as usize);
+        let plan = self.plan_merge(LEVEL_MAX, extents.clone());
+        plan.read(&mut open).map_err(|(file, fault)| StoreError::fault(file, fault))
     }
 
     /// The live runs of an extent, as they are looked up.

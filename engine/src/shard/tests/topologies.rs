@@ -424,6 +424,37 @@ fn topics_that_a_topology_makes_are_there_at_the_start_and_stay() {
 }
 
 #[test]
+fn topics_are_made_as_they_are_configured_and_a_start_with_an_odd_key_is_refused() {
+    let made = |config: &[(&str, &str)]| {
+        let topology = summing("sum", 1, false);
+        topology.create_with("in", 1, config);
+        topology.create("out", 1);
+        hosting(topology)
+    };
+    let mut world = World::with(made(&[("retention.ms", "60000"), ("retention.bytes", "-1")]));
+    let mut effects = Vec::new();
+    world.shard.start(&mut effects);
+    effects.into_iter().for_each(|effect| world.perform(effect));
+    world.run();
+    let topics = &world.shard.catalog.routes().topics;
+    assert_eq!(topics["in"].config.retention_ms, Some(60_000));
+    assert_eq!(topics["in"].config.overrides.len(), 2);
+    assert!(topics["out"].config.overrides.is_empty());
+    for (key, value, words) in [
+        ("retention.hours", "1", "\"retention.hours\" is not honoured by this node; known are"),
+        ("retention.ms", "soon", "retention.ms=soon is not allowed: a whole number"),
+    ] {
+        let mut disk = MemoryStorage::new();
+        let options = made(&[(key, value)]);
+        let now = Now { monotonic_ms: 0, wall_ms: 0 };
+        let refused = Shard::open(&mut disk, options, now, &mut |_| {}).expect_err("not allowed");
+        let why = refused.to_string();
+        assert!(why.starts_with("topology \"summing\": topic \"in\" cannot be made: "), "{why}");
+        assert!(why.contains(words), "{why}");
+    }
+}
+
+#[test]
 fn new_partitions_of_a_source_are_read_and_keys_stay_where_their_state_is() {
     let mut world = World::with(counting());
     let [input, output, _] = make_topics(&mut world, ["in", "out", "dead"]);

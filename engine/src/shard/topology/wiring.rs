@@ -14,7 +14,8 @@ use crate::state::Kind;
 use crate::topology::declared::{StoredStates, states_key};
 use crate::topology::stored::{self, StoredStep, mark_of};
 use crate::topology::{
-    Counts, KEY_PARTITIONS, NameId, Plan, StagePlace, Surroundings, Task, TimeDomain, Timer,
+    Counts, CreatedTopic, KEY_PARTITIONS, NameId, Plan, StagePlace, Surroundings, Task, TimeDomain,
+    Timer,
 };
 
 impl Wired {
@@ -42,6 +43,7 @@ impl Shard {
     /// Takes up the topologies that the shard is to run, with what waited for them before the start.
     pub(in crate::shard) fn host(&mut self) -> Result<(), OpenError> {
         for plan in &self.options.topologies {
+            self.check_created(plan)?;
             self.compared(plan).map_err(|why| OpenError::Topology(plan.name().to_owned(), why))?;
             let queues = (0..self.options.shard_count)
                 .map(|sender| Queue::load(&self.state, plan, sender))
@@ -66,7 +68,7 @@ impl Shard {
     pub fn check_topics(&self) -> Result<(), OpenError> {
         let plans = &self.options.topologies;
         let is_made =
-            |topic: &str| plans.iter().flat_map(|plan| plan.created()).any(|it| it.0 == topic);
+            |topic: &str| plans.iter().flat_map(|plan| plan.created()).any(|it| it.name == topic);
         let is_known = |topic: &str| self.catalog.routes().topics.contains_key(topic);
         for plan in plans {
             let unknown = plan.topics().find(|topic| !is_known(topic) && !is_made(topic));
@@ -85,15 +87,15 @@ impl Shard {
     /// Makes the topics that topologies want to be made, as far as they do not exist.
     pub(in crate::shard) fn create_topics(&mut self, effects: &mut Vec<Effect>) {
         let plans = &self.options.topologies;
-        let wanted: BTreeMap<&str, u32> = (plans.iter().flat_map(|plan| plan.created()))
-            .map(|(name, partition_count)| (name.as_str(), *partition_count))
+        let wanted: BTreeMap<&str, &CreatedTopic> = (plans.iter().flat_map(|plan| plan.created()))
+            .map(|topic| (topic.name.as_str(), topic))
             .collect();
-        let topics: Vec<NewTopic> = (wanted.into_iter())
-            .filter(|(name, _)| !self.catalog.routes().topics.contains_key(*name))
-            .map(|(name, partition_count)| NewTopic {
-                name: name.to_owned(),
-                partition_count: Some(partition_count),
-                config: Vec::new(),
+        let topics: Vec<NewTopic> = (wanted.into_values())
+            .filter(|topic| !self.catalog.routes().topics.contains_key(topic.name.as_str()))
+            .map(|topic| NewTopic {
+                name: topic.name.clone(),
+                partition_count: Some(topic.partition_count),
+                config: topic.config.clone(),
                 automatic: true,
             })
             .collect();
@@ -103,6 +105,17 @@ impl Shard {
             let command = CatalogCommand::CreateTopics { topics, validate_only: false };
             self.change_catalog(ticket, &command, effects);
         }
+    }
+
+    /// Refuses a topology that makes a topic with configuration that there is not.
+    fn check_created(&self, plan: &Plan) -> Result<(), OpenError> {
+        for topic in plan.created() {
+            self.catalog.check_config(&topic.config).map_err(|refused| {
+                let why = format!("topic {:?} cannot be made: {}", topic.name, refused.message);
+                OpenError::Topology(plan.name().to_owned(), why)
+            })?;
+        }
+        Ok(())
     }
 
     /// The states of a topology as they are to be stored, if it may run on what is there.
@@ -174,6 +187,8 @@ impl Shard {
         let mut task = Task::new(plan.clone(), surroundings, stored.clock_ms, now.monotonic_ms);
         *task.counts_mut() = counts;
         resume(&stored, &mut task);
+        let mut dropping = self.given_up(&plan);
+        dropping.extend(self.resume_seen(&plan, &mut task)?);
         let mut inputs = Vec::new();
         for (source, route) in sources.iter().enumerate() {
             let own = (0..route.partition_count).filter(|index| route.shard_of(*index) == shard);
@@ -208,10 +223,27 @@ impl Shard {
             sender: 0,
             keyless: 0,
             news,
-            dropping: self.given_up(&plan),
+            dropping,
         };
         (0..count).for_each(|number| wired.set_ready(number));
         Ok(wired)
+    }
+
+    /// What operators of former shards saw of event time. Returns the keys of what is of no use any
+    /// more.
+    fn resume_seen(&self, plan: &Plan, task: &mut Task) -> Result<Vec<Vec<u8>>, String> {
+        let mut useless = Vec::new();
+        let prefix = Kind::TopologySeen.key(&[&plan.id().0.to_be_bytes()]);
+        for (key, value) in self.state.range(&prefix) {
+            let seen = stored::decode_seen_key(key).zip(stored::decode_seen(value));
+            let ((_, stage, partition), seen_ms) = seen.ok_or("its former times cannot be read")?;
+            // A stage that is gone may come back.
+            let Some(stage) = plan.stage(stage) else { continue };
+            if !task.resume_seen((stage, partition), &seen_ms) {
+                useless.push(key.to_vec());
+            }
+        }
+        Ok(useless)
     }
 
     /// Where the keys of each stage are. It stays so for good, for their state is there: a topic that
