@@ -18,14 +18,14 @@ use clap::{Args, ValueEnum};
 use self::flow::{Asked, Common, Flow, Flowed, Form, Place, Plain};
 use crate::compare::{Ground, Opened, System, TIDEMILL};
 use crate::latency::parse_rate;
-use crate::node;
+use crate::node::{self, Program};
 use crate::options::{OutputOptions, parse_seconds};
 use crate::peers::{Installed, Peer, Processing, Processor};
 use crate::run::{FORMAT, Measured, Point, Run};
 use crate::summary::{self, Spread};
 
 /// The node that has the topologies.
-const COUNTER: &str = "tidemill-count";
+pub const COUNTER: &str = "tidemill-count";
 
 const HERE: Form = Form { kind: "end-to-end", from: "in", to: "counts", place: Place::Here };
 
@@ -210,7 +210,9 @@ impl Turn<'_> {
         // A processor repartitions as it will.
         if self.subject.processor.is_none() {
             forms.push((ELSEWHERE, ELSEWHERE.make_topics(&opened.target, common)?));
-            opened.target.go_on_as(&self.counter()?)?;
+            let binary = self.counter()?;
+            let command = vec!["serve".to_owned()];
+            opened.target.go_on_as(&Program { binary, command, settings: Vec::new() })?;
         }
         let opened = opened;
         let mut plain = Plain::open(&opened.target, common)?;

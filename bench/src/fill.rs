@@ -6,6 +6,8 @@
 mod client;
 mod extents;
 
+pub use self::client::{Addressed, send};
+
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Instant;
@@ -18,7 +20,7 @@ use crate::load::kafka::fill_with_text;
 use crate::{now_ms, parse_size, random};
 
 /// Records are added to a batch up to this size.
-const BATCH_SIZE: usize = 64 << 10;
+pub const BATCH_SIZE: usize = 64 << 10;
 
 /// A record must fit the default limit of a batch.
 const RECORD_SIZE_MAX: usize = 1_000_000;

@@ -193,6 +193,14 @@ pub fn task_cpu_seconds(task: i32) -> Option<f64> {
     cpu_seconds(&text(format!("/proc/self/task/{task}/stat")))
 }
 
+/// Processor seconds so far of those threads of a process whose names begin like this.
+pub fn threads_cpu_seconds(pid: u32, name: &str) -> Option<f64> {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).ok()?;
+    let paths = tasks.filter_map(|task| Some(task.ok()?.path()));
+    let ours = paths.filter(|path| text(path.join("comm")).starts_with(name));
+    Some(ours.filter_map(|path| cpu_seconds(&text(path.join("stat")))).sum())
+}
+
 fn cpu_seconds(stat: &str) -> Option<f64> {
     // The name, in parentheses, may hold anything; fields 14 to 17 are user and system time, then
     // those of children, in hundredths of a second.

@@ -6,7 +6,9 @@ mod compare_runs;
 mod end_to_end;
 mod fetch;
 mod fill;
+mod keyed_state;
 mod latency;
+mod processing;
 mod recovery;
 mod report;
 mod soak;
@@ -62,6 +64,10 @@ enum Subcommands {
     Compare(compare::Options),
     /// From due time to result consumed: a count by key, beside stream processors on Kafka.
     EndToEnd(end_to_end::Options),
+    /// Records a second that topologies take, durable and exactly once.
+    Processing(processing::Options),
+    /// Many keys: made, settled beside acknowledgements, and there again after `kill -9`.
+    State(keyed_state::Options),
     /// Whether one build, or one set of runs, is slower than another.
     CompareRuns(compare_runs::Options),
     /// Runs as one HTML page.
@@ -79,6 +85,8 @@ fn main() -> ExitCode {
         Subcommands::Soak(options) => soak::run(&options),
         Subcommands::Compare(options) => compare::run(&options),
         Subcommands::EndToEnd(options) => end_to_end::run(&options),
+        Subcommands::Processing(options) => processing::run(&options),
+        Subcommands::State(options) => keyed_state::run(&options),
         Subcommands::CompareRuns(options) => compare_runs::run(&options),
         Subcommands::Report(options) => report::run(&options),
     };

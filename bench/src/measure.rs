@@ -10,7 +10,7 @@ use crate::limit::{self, Answerer, LimitFile};
 use crate::load::kafka::{Produce, Shape};
 use crate::load::{self, Mark, Outcome, Plan, Poll, Protocol};
 use crate::machine::{self, Device, DeviceCounters};
-use crate::node::{self, Node};
+use crate::node::{self, Node, Program};
 use crate::options::{LoadOptions, ServerOptions};
 use crate::run::{Cost, FORMAT, Latency, Limit, Load, Measured, Point, Run};
 
@@ -94,9 +94,9 @@ impl Target {
     }
 
     /// Our node goes on as another program, on the same directory.
-    pub fn go_on_as(&mut self, binary: &Path) -> Result<(), String> {
+    pub fn go_on_as(&mut self, program: &Program) -> Result<(), String> {
         let node = self.node.as_mut().ok_or("the node is not ours")?;
-        node.go_on_as(binary)?;
+        node.go_on_as(program)?;
         self.pid = Some(node.pid());
         Ok(())
     }
@@ -159,6 +159,40 @@ impl Target {
         })
     }
 
+    /// What it has cost so far.
+    pub fn reading(&self) -> Reading {
+        Reading {
+            cpu_seconds: self.pid.and_then(machine::process_cpu_seconds),
+            device: self.device.as_ref().and_then(Device::counters),
+        }
+    }
+
+    /// What was spent between two readings on so many records, of so many bytes as sent.
+    pub fn cost(
+        &self,
+        (begin, end): (&Reading, &Reading),
+        (records, accepted_bytes): (u64, u64),
+        client_cpu_seconds: f64,
+    ) -> Cost {
+        let per_million =
+            |seconds: f64| if records == 0 { 0.0 } else { seconds * 1e6 / records as f64 };
+        let cpu = end.cpu_seconds.zip(begin.cpu_seconds).map(|(end, begin)| end - begin);
+        let device = end.device.zip(begin.device).map(|(end, begin)| end.since(begin));
+        Cost {
+            server_cpu_seconds: cpu,
+            server_cpu_seconds_per_million_records: cpu.map(per_million),
+            client_cpu_seconds,
+            client_cpu_seconds_per_million_records: per_million(client_cpu_seconds),
+            device_written_bytes: device.map(|device| device.written_bytes),
+            device_writes: device.map(|device| device.writes),
+            device_flushes: device.map(|device| device.flushes),
+            device_source: self.device.as_ref().map(Device::source).unwrap_or_default(),
+            device_bytes_per_accepted_byte: device
+                .filter(|_| accepted_bytes > 0)
+                .map(|device| device.written_bytes as f64 / accepted_bytes as f64),
+        }
+    }
+
     /// Runs a load and adds up what it cost.
     pub fn measure(
         &self,
@@ -168,13 +202,15 @@ impl Target {
         on_piece: &mut dyn FnMut(Point),
     ) -> Result<Measured, String> {
         self.wait_for_rest()?;
-        let mut meter = Meter::new(self);
+        let (mut begin, mut end) = (Reading::default(), Reading::default());
         let outcome = load::run(plan, protocol, &mut |mark| match mark {
-            Mark::Begin => meter.begin = meter.read(),
+            Mark::Begin => begin = self.reading(),
             Mark::Piece(point) => on_piece(point),
-            Mark::End => meter.end = meter.read(),
+            Mark::End => end = self.reading(),
         })?;
-        Ok(to_measured(outcome, request, &meter))
+        let records = (outcome.answered * request.records, outcome.answered * request.size);
+        let cost = self.cost((&begin, &end), records, outcome.client_cpu_seconds);
+        Ok(to_measured(outcome, request, cost))
     }
 }
 
@@ -187,59 +223,23 @@ pub struct Request {
     pub size: u64,
 }
 
-/// Counters around the measured time.
-struct Meter<'a> {
-    target: &'a Target,
-    begin: Reading,
-    end: Reading,
-}
-
+/// What a server has cost since it was started.
 #[derive(Debug, Clone, Copy, Default)]
-struct Reading {
-    cpu_seconds: Option<f64>,
-    device: Option<DeviceCounters>,
+pub struct Reading {
+    /// Its processor seconds, if its process is known.
+    pub cpu_seconds: Option<f64>,
+    /// Counters of the device that its directory is on.
+    pub device: Option<DeviceCounters>,
 }
 
-impl<'a> Meter<'a> {
-    fn new(target: &'a Target) -> Self {
-        Self { target, begin: Reading::default(), end: Reading::default() }
-    }
-
-    fn read(&self) -> Reading {
-        Reading {
-            cpu_seconds: self.target.pid.and_then(machine::process_cpu_seconds),
-            device: self.target.device.as_ref().and_then(Device::counters),
-        }
-    }
-}
-
-fn to_measured(outcome: Outcome, request: Request, meter: &Meter<'_>) -> Measured {
+fn to_measured(outcome: Outcome, request: Request, cost: Cost) -> Measured {
     let records = outcome.answered * request.records;
-    let accepted_bytes = outcome.answered * request.size;
-    let per_million =
-        |seconds: f64| if records == 0 { 0.0 } else { seconds * 1e6 / records as f64 };
-    let cpu = meter.end.cpu_seconds.zip(meter.begin.cpu_seconds).map(|(end, begin)| end - begin);
-    let device = meter.end.device.zip(meter.begin.device).map(|(end, begin)| end.since(begin));
-    let source = meter.target.device.as_ref().map(Device::source).unwrap_or_default();
-    let cost = Cost {
-        server_cpu_seconds: cpu,
-        server_cpu_seconds_per_million_records: cpu.map(per_million),
-        client_cpu_seconds: outcome.client_cpu_seconds,
-        client_cpu_seconds_per_million_records: per_million(outcome.client_cpu_seconds),
-        device_written_bytes: device.map(|device| device.written_bytes),
-        device_writes: device.map(|device| device.writes),
-        device_flushes: device.map(|device| device.flushes),
-        device_source: source,
-        device_bytes_per_accepted_byte: device
-            .filter(|_| accepted_bytes > 0)
-            .map(|device| device.written_bytes as f64 / accepted_bytes as f64),
-    };
     Measured {
         start_ns: outcome.start_ns,
         seconds: outcome.seconds,
         requests: outcome.answered,
         records,
-        accepted_bytes,
+        accepted_bytes: outcome.answered * request.size,
         records_per_second: records as f64 / outcome.seconds,
         refused: outcome.refused,
         unanswered: outcome.unanswered,

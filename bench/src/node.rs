@@ -38,11 +38,26 @@ pub struct NodeOptions {
     pub keep: bool,
 }
 
+/// What a node goes on as.
+#[derive(Debug, Clone)]
+pub struct Program {
+    /// The binary.
+    pub binary: PathBuf,
+    /// What it is asked to do: `serve`, or a command of its own with that one's options.
+    pub command: Vec<String>,
+    /// Settings beside those that the node began with.
+    pub settings: Vec<String>,
+}
+
 /// A process, or none for the moment.
 pub struct Node {
     binary: PathBuf,
+    /// What it is asked to do, before its settings: `serve`.
+    command: Vec<String>,
     directory: PathBuf,
     arguments: Vec<String>,
+    /// Further settings, which the next program may change.
+    further: Vec<String>,
     kafka: SocketAddr,
     admin: SocketAddr,
     child: Option<Child>,
@@ -72,13 +87,22 @@ impl Node {
         let local = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
         let (admin, kafka) = (local(base), local(base + 1));
         let mut arguments: Vec<String> =
-            vec!["serve".into(), "--data-dir".into(), directory.join("data").display().to_string()];
+            vec!["--data-dir".into(), directory.join("data").display().to_string()];
         arguments.extend(["--kafka-listen".into(), kafka.to_string()]);
         arguments.extend(["--admin-listen".into(), admin.to_string()]);
         arguments.extend(["--shards".into(), options.shards.to_string()]);
         arguments.extend(options.arguments.iter().cloned());
-        let keep = options.keep;
-        let mut node = Self { binary, directory, arguments, kafka, admin, child: None, keep };
+        let mut node = Self {
+            binary,
+            command: vec!["serve".into()],
+            directory,
+            arguments,
+            further: Vec::new(),
+            kafka,
+            admin,
+            child: None,
+            keep: options.keep,
+        };
         node.spawn()?;
         node.wait_ready()?;
         Ok(node)
@@ -93,7 +117,8 @@ impl Node {
         for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("TIDEMILL_")) {
             command.env_remove(name);
         }
-        command.args(&self.arguments).stdin(Stdio::null());
+        command.args(&self.command).args(&self.arguments).args(&self.further);
+        command.stdin(Stdio::null());
         // Nothing is written to standard output: its end is the end of the process.
         let child = command.stdout(Stdio::piped()).stderr(log).spawn().map_err(says)?;
         self.child = Some(child);
@@ -127,9 +152,11 @@ impl Node {
     }
 
     /// Stops it, and goes on as another program with the same settings, on the same directory.
-    pub fn go_on_as(&mut self, binary: &Path) -> Result<(), String> {
+    pub fn go_on_as(&mut self, program: &Program) -> Result<(), String> {
         self.end()?;
-        self.binary = binary.to_owned();
+        self.binary.clone_from(&program.binary);
+        self.command.clone_from(&program.command);
+        self.further.clone_from(&program.settings);
         self.spawn()?;
         self.wait_ready()
     }
@@ -172,12 +199,18 @@ impl Node {
 
     /// The sum of a metric over all its labels.
     pub fn metric(&self, name: &str) -> Option<f64> {
-        let (_, body) = get(self.admin, "/metrics").filter(|(status, _)| *status == 200)?;
-        let of_name =
-            |line: &&str| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' ']));
-        let values = body.lines().filter(of_name).filter_map(|line| line.rsplit_once(' '));
-        let values: Vec<f64> = values.filter_map(|(_, value)| value.parse().ok()).collect();
-        (!values.is_empty()).then(|| values.iter().sum())
+        self.metrics()?.sum(name)
+    }
+
+    /// All metrics, as they are now.
+    pub fn metrics(&self) -> Option<Metrics> {
+        self.page("/metrics").map(Metrics)
+    }
+
+    /// A page of the admin port; none if it does not come.
+    pub fn page(&self, path: &str) -> Option<String> {
+        let (_, body) = get(self.admin, path).filter(|(status, _)| *status == 200)?;
+        Some(body)
     }
 
     fn log_path(&self) -> PathBuf {
@@ -188,6 +221,21 @@ impl Node {
         let log = fs::read_to_string(self.log_path()).unwrap_or_default();
         let lines: Vec<&str> = log.lines().collect();
         lines[lines.len().saturating_sub(5)..].join("\n")
+    }
+}
+
+/// A page of metrics.
+#[derive(Debug, Clone)]
+pub struct Metrics(String);
+
+impl Metrics {
+    /// The sum of a metric over all its labels.
+    pub fn sum(&self, name: &str) -> Option<f64> {
+        let of_name =
+            |line: &&str| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' ']));
+        let values = self.0.lines().filter(of_name).filter_map(|line| line.rsplit_once(' '));
+        let values: Vec<f64> = values.filter_map(|(_, value)| value.parse().ok()).collect();
+        (!values.is_empty()).then(|| values.iter().sum())
     }
 }
 

@@ -17,7 +17,7 @@ pub const FORMAT: u32 = 1;
 pub struct Run {
     /// Meaning of the fields: [`FORMAT`].
     pub format: u32,
-    /// What was measured: `latency`, `throughput`, `fetch`, `recovery`, `soak`.
+    /// What was measured: `latency`, `throughput`, `fetch`, `recovery`, `soak`, `processing, count`, …
     pub kind: String,
     /// What it was measured on: `tidemill`, `kafka`, …
     pub system: String,

@@ -5,6 +5,17 @@ use std::fmt::Write;
 
 use crate::run::Run;
 
+/// How kinds of runs begin that are about what topologies take.
+pub const PROCESSING: &str = "processing, ";
+
+/// Acknowledgements beside many keys of state: with settling and snapshots, and without.
+pub const STATE: &str = "state";
+pub const STATE_QUIET: &str = "state, quiet";
+
+/// The keys, when they are made; and there again after a kill.
+pub const STATE_BUILT: &str = "state, built";
+pub const STATE_RECOVERED: &str = "state, recovered";
+
 /// A figure over the rounds.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Spread {
@@ -104,6 +115,26 @@ pub fn title(run: &Run) -> String {
                 thousands(rate)
             )
         }
+        (kind, _) if let Some(work) = kind.strip_prefix(PROCESSING) => {
+            let way = if load.arrivals == "live" { "as they come" } else { "of a backlog" };
+            let keys = match load.keys {
+                0 => String::new(),
+                keys => format!(", {} keys", thousands(keys as f64)),
+            };
+            format!("Topology {work}: records {way}, {size} B{keys}, shards: {}", load.shards)
+        }
+        (kind @ (STATE | STATE_QUIET), Some(rate)) => {
+            let with = if kind == STATE { "with" } else { "without" };
+            format!(
+                "Acknowledgement at {} records/s of {} keys of state, {with} settling and snapshots",
+                thousands(rate),
+                thousands(load.keys as f64)
+            )
+        }
+        (STATE_BUILT, _) => format!("{} keys of state made", thousands(load.keys as f64)),
+        (STATE_RECOVERED, _) => {
+            format!("{} keys of state there after kill -9", thousands(load.keys as f64))
+        }
         ("franz", _) => "Most records a second, 20,000 in flight, by franz-go".to_owned(),
         (kind, Some(rate)) => format!(
             "{kind} at {} requests/s of {} records of {size} B",
@@ -166,6 +197,65 @@ pub fn columns(kind: &str) -> Vec<Column> {
                 of: |run| run.figures.get("p99_to_plain").copied(),
             },
             rate,
+        ],
+        STATE | STATE_QUIET => vec![
+            p50,
+            p99,
+            p999,
+            max,
+            Column {
+                name: "p99.9 to that without",
+                digits: 2,
+                of: |run| run.figures.get("p999_to_quiet").copied(),
+            },
+            Column {
+                name: "settling rounds",
+                digits: 0,
+                of: |run| run.figures.get("settling_rounds").copied(),
+            },
+            Column {
+                name: "snapshots",
+                digits: 0,
+                of: |run| run.figures.get("snapshots").copied(),
+            },
+            rate,
+        ],
+        STATE_BUILT | STATE_RECOVERED => vec![
+            Column { name: "keys/s", digits: 0, of: |run| Some(run.result.records_per_second) },
+            Column { name: "seconds", digits: 2, of: |run| Some(run.result.seconds) },
+            Column {
+                name: "MiB resident",
+                digits: 0,
+                of: |run| Some(run.figures.get("resident_bytes")? / f64::from(1 << 20)),
+            },
+            Column {
+                name: "MiB of state",
+                digits: 0,
+                of: |run| Some(run.figures.get("state_bytes")? / f64::from(1 << 20)),
+            },
+        ],
+        _ if kind.starts_with(PROCESSING) => vec![
+            rate,
+            Column {
+                name: "of the second half",
+                digits: 0,
+                of: |run| run.figures.get("records_per_second_of_the_second_half").copied(),
+            },
+            Column {
+                name: "shard threads busy",
+                digits: 2,
+                of: |run| run.figures.get("shard_threads_busy").copied(),
+            },
+            Column {
+                name: "records per frame",
+                digits: 0,
+                of: |run| run.figures.get("records_per_frame").copied(),
+            },
+            Column {
+                name: "device bytes per record",
+                digits: 0,
+                of: |run| run.figures.get("device_bytes_per_record").copied(),
+            },
         ],
         "franz" => vec![
             rate,

@@ -14,7 +14,7 @@ use tidemill::kafka::messages::{
     ProduceTopicResponse,
 };
 
-pub use self::keys::{KeyTurn, key_number};
+pub use self::keys::{KEY_SIZE, KeyTurn, key_number, key_text};
 
 use super::{Protocol, Taken, Which};
 use crate::client::{CLIENT_ID, Leaders};

@@ -49,6 +49,17 @@ impl Produce {
         leaders: &Leaders,
         partition_of: &dyn Fn(&[u8]) -> u32,
     ) -> Result<(Self, Vec<KeyTurn>), String> {
+        let numbers: Vec<u64> = (0..shape.keys).collect();
+        Self::of_numbers(shape, leaders, partition_of, &numbers)
+    }
+
+    /// The same with the keys of these numbers, whatever the shape says.
+    pub fn of_numbers(
+        shape: &Shape,
+        leaders: &Leaders,
+        partition_of: &dyn Fn(&[u8]) -> u32,
+        numbers: &[u64],
+    ) -> Result<(Self, Vec<KeyTurn>), String> {
         let brokers: Vec<(SocketAddr, Vec<u32>)> = leaders.brokers().into_iter().collect();
         let connections = shape.connections;
         if connections < brokers.len() {
@@ -66,10 +77,10 @@ impl Produce {
             received: 0,
         };
         let mut lanes: Vec<Lane> = (0..connections).map(lane).collect();
-        let mut turns = vec![KeyTurn::default(); shape.keys as usize];
+        let mut turns = vec![KeyTurn::default(); numbers.len()];
         let mut accepted_size = 0;
-        for (number, turn) in (0..shape.keys).zip(&mut turns) {
-            let key = key_text(number);
+        for (number, turn) in numbers.iter().zip(&mut turns) {
+            let key = key_text(*number);
             let partition = partition_of(key.as_bytes());
             // Of the connections to its leader the one with the fewest keys.
             let leader = leaders.0[partition as usize];
