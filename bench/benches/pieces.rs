@@ -257,7 +257,11 @@ impl World {
             }
             Effect::Plan(files) => self.inbox.push_back(Input::Planned(files.plan())),
             Effect::Routes(_) | Effect::Notice(_) | Effect::Verify(_) => {}
-            Effect::Mesh { .. } | Effect::Read { .. } | Effect::ReadMerge(_) | Effect::Halt(_) => {
+            Effect::Mesh { .. }
+            | Effect::Read { .. }
+            | Effect::ReadMerge(_)
+            | Effect::Call { .. }
+            | Effect::Halt(_) => {
                 panic!("nobody asked for {effect:?}")
             }
         }

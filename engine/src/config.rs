@@ -115,6 +115,10 @@ settings! {
         ///
         /// Records are taken in all the same, and wait. `/topologies` of the admin port says so.
         state_budget: Size = "4GiB", "1MiB" to "1TiB";
+        /// Most blocking calls of operators (`blocking`) that the node makes at once, each on a thread.
+        ///
+        /// A thread is started when a call finds none free. They give way to the shards.
+        blocking_threads: u32 = "16", "1" to "4096";
     }
 
     section "Settling" {

@@ -40,7 +40,7 @@ const ROUNDS_MAX: usize = 1_000_000;
 /// A node with topologies, in memory.
 ///
 /// Everything runs when it is asked to, to its end: after [`Self::pipe_in`] all that follows from
-/// the records has happened, on all shards.
+/// the records has happened, on all shards. Blocking calls are made at once, on the thread of the test.
 pub struct TestDriver {
     plans: Vec<Arc<Plan>>,
     shard_count: u16,
@@ -421,6 +421,10 @@ impl TestDriver {
             Effect::ReadMerge(plan) => {
                 let result = read_merge(&place.disk, &plan);
                 place.inbox.push_back(Input::MergeRead(result));
+            }
+            Effect::Call { call, request } => {
+                let result = self.plans[call.topology].make_call(&request);
+                place.inbox.push_back(Input::Called { call, result });
             }
             Effect::Routes(routes) => self.routes = routes,
             Effect::Notice(_) | Effect::Verify(_) => {}

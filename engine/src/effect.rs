@@ -67,6 +67,13 @@ pub enum Input {
     Planned(PlannedFiles),
     /// The runs of a merge are read, or cannot be.
     MergeRead(Result<Vec<RunData>, ReadFault>),
+    /// A blocking call of a topology ended.
+    Called {
+        /// Which.
+        call: CallId,
+        /// What came of it.
+        result: CallResult,
+    },
     /// Time has passed; due timers fire.
     Tick,
     /// No more commands will come: finish what was begun, settle nothing new.
@@ -113,6 +120,14 @@ pub enum Effect {
     ReadMerge(MergePlan),
     /// Verify a piece of an extent off the shard's thread; only damage is reported.
     Verify(ScrubPiece),
+    /// Call a blocking operator's function off the shard's thread, then `Input::Called`. A call may
+    /// take for ever; a shard has a bounded number of them open.
+    Call {
+        /// Names the call in its result.
+        call: CallId,
+        /// What to call, and with what.
+        request: CallRequest,
+    },
     /// The catalog changed, durably.
     Routes(Arc<Routes>),
     /// Something a person should know.
@@ -128,6 +143,42 @@ pub struct JobId(pub u64);
 /// A cold read of one shard.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ReadId(pub u64);
+
+/// A blocking call of one shard.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct CallId {
+    /// The topology: its number among those of the node.
+    pub topology: usize,
+    /// Which wiring of the topology made it: the result is nothing to a later one.
+    pub wiring: u64,
+    /// Number of the call in that wiring.
+    pub number: u64,
+}
+
+/// What a blocking operator's function is called with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CallRequest {
+    /// The operator: its number in the topology.
+    pub operator: usize,
+    /// Key of the record.
+    pub key: Bytes,
+    /// Version of the codec that wrote the value; 0: it is null.
+    pub version: u8,
+    /// Value of the record.
+    pub value: Bytes,
+}
+
+/// The result's bytes, none if it is null; or why there is none.
+pub type CallResult = Result<Option<Bytes>, CallFault>;
+
+/// Why a blocking call has no result, in its words.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CallFault {
+    /// The function said so, or its record cannot be decoded.
+    Failed(String),
+    /// It panicked.
+    Panicked(String),
+}
 
 /// A range of one partition in one extent.
 #[derive(Debug, Clone, PartialEq, Eq)]

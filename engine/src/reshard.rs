@@ -171,6 +171,7 @@ impl Catalog {
             | Kind::TopologyStates
             | Kind::TopologyPlaces
             | Kind::TopologySeen
+            | Kind::TopologyCalled
             | Kind::Outbox
             | Kind::OutboxNext
             | Kind::OutboxTaken

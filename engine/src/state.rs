@@ -57,6 +57,8 @@ pub enum Kind {
     TopologyTaken = 18,
     /// `topology` -> where the keys of its stages are.
     TopologyPlaces = 19,
+    /// `topology` -> the result of a blocking call: set and removed again in the frame that takes it.
+    TopologyCalled = 20,
     /// `topology, stage, partition` -> event times that the operators of a former shard had seen.
     TopologySeen = 22,
 }
@@ -84,6 +86,7 @@ impl Kind {
             17 => Self::TopologyStates,
             18 => Self::TopologyTaken,
             19 => Self::TopologyPlaces,
+            20 => Self::TopologyCalled,
             22 => Self::TopologySeen,
             _ => return None,
         })

@@ -1,5 +1,6 @@
-//! Topologies under `kill -9`: a node that counts and copies what producers write is killed again
-//! and again, and in the end every record was counted once and copied once, in order.
+//! Topologies under `kill -9`: a node that counts and copies what producers write, and makes a blocking
+//! call for it, is killed again and again, and in the end every record was counted once and copied
+//! once, in order, and the result of its call is there once, in order for its key.
 //!
 //! The truth is the log of the source, which [`crate::torture`] checks for itself.
 
@@ -21,6 +22,11 @@ use crate::torture::writer::Writer;
 const SOURCE: &str = "records";
 const COUNTS: &str = "counts";
 const COPIES: &str = "copies";
+const CALLED: &str = "called";
+/// Records of it are called for, and the calls never end.
+const ENDLESS: &str = "endless";
+/// What topologies make of the source.
+const MADE: [&str; 3] = [COUNTS, COPIES, CALLED];
 /// Partitions of every topic.
 const PARTITIONS: u32 = 4;
 /// Records are counted by the remainder of their number.
@@ -32,10 +38,11 @@ const TICK: Duration = Duration::from_millis(10);
 /// A node that is up does what is left within this.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// What the node runs: one topology whose keys travel to other shards, and one whose records stay.
+/// What the node runs: one topology whose keys travel to other shards, one whose records stay, and one
+/// with blocking calls.
 pub fn topologies() -> Vec<Topology> {
     let counting = Topology::new("counting");
-    for topic in [SOURCE, COUNTS, COPIES] {
+    for topic in [SOURCE, COUNTS, COPIES, CALLED, ENDLESS] {
         counting.create(topic, PARTITIONS);
     }
     counting
@@ -50,7 +57,25 @@ pub fn topologies() -> Vec<Topology> {
     source
         .map(|value| number_of(&value).map_or("none".to_owned(), |it| it.to_string()))
         .sink(COPIES, Utf8);
-    vec![counting, copying]
+    let calling = Topology::new("calling");
+    calling
+        .source(SOURCE, Raw)
+        .map(|value| number_of(&value).unwrap_or(u64::MAX))
+        .map(|number| number.to_string())
+        .key_by("called", Utf8, Utf8, |number| remainder_of(number))
+        .blocking("call", Utf8, Utf8, |_, number| Ok(number.clone()))
+        .sink(CALLED, Utf8);
+    calling.source(ENDLESS, Raw).partitioned_by_key(Utf8).blocking("endless", Raw, Raw, |_, _| {
+        loop {
+            thread::park();
+        }
+    });
+    vec![counting, copying, calling]
+}
+
+/// What a number is counted and called for as.
+fn remainder_of(number: &str) -> String {
+    number.parse::<u64>().map_or("none".to_owned(), |number| (number % REMAINDERS).to_string())
 }
 
 /// The number that a value begins with.
@@ -81,7 +106,7 @@ pub struct Options {
 pub struct Report {
     /// How often the node was killed.
     pub kills: u64,
-    /// Records that were written, counted and copied.
+    /// Records that were written, counted, copied and called for.
     pub records: u64,
     /// How long it took.
     pub took: Duration,
@@ -90,7 +115,10 @@ pub struct Report {
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { kills, records, took } = self;
-        write!(f, "{kills} kills in {took:.0?}; {records} records, each counted and copied once")
+        write!(
+            f,
+            "{kills} kills in {took:.0?}; {records} records, each counted, copied and called for once"
+        )
     }
 }
 
@@ -125,7 +153,7 @@ pub fn run(options: &Options) -> Result<Report, String> {
     }
     let written = read_back(&mut Peer::connect(daemon.kafka()), SOURCE, PARTITIONS)?;
     let records = written.iter().map(Vec::len).sum::<usize>() as u64;
-    for topic in [COUNTS, COPIES] {
+    for topic in MADE {
         wait_until(&format!("all is in {topic}"), || {
             let mut peer = Peer::connect(daemon.kafka());
             Ok(count_of(&mut peer, topic)? >= records)
@@ -140,13 +168,15 @@ pub fn run(options: &Options) -> Result<Report, String> {
     Peer::connect(daemon.kafka()).append(SOURCE, 0, keyed_batch(&last.to_string(), &value));
     let mut written = written;
     written[0].push(last);
-    for topic in [COUNTS, COPIES] {
+    for topic in MADE {
         wait_until(&format!("one more is in {topic}"), || {
             let mut peer = Peer::connect(daemon.kafka());
             Ok(count_of(&mut peer, topic)? > records)
         })?;
     }
     check(&mut Peer::connect(daemon.kafka()), &written)?;
+    // The end waits for no call.
+    Peer::connect(daemon.kafka()).append(ENDLESS, 0, keyed_batch("k", b"v"));
     daemon.terminate();
     Ok(Report { kills, records, took: begun.elapsed() })
 }
@@ -191,6 +221,18 @@ fn check(peer: &mut Peer, written: &[Vec<u64>]) -> Result<(), String> {
         let differs = expected.iter().find(|(key, count)| counted.get(*key) != Some(count));
         return Err(format!("the counts end otherwise, first at {differs:?}"));
     }
+    check_copies(peer, COPIES, written, |_| String::new())?;
+    check_copies(peer, CALLED, written, remainder_of)
+}
+
+/// Compares a topic that has each number once: those of one partition of the source, and of one key if
+/// that is what they have, in their order.
+fn check_copies(
+    peer: &mut Peer,
+    topic: &str,
+    written: &[Vec<u64>],
+    lane_of: fn(&str) -> String,
+) -> Result<(), String> {
     // Where each was written: what is of one partition stays in its order.
     let mut missing: HashMap<u64, (usize, usize)> = HashMap::new();
     for (partition, numbers) in written.iter().enumerate() {
@@ -198,24 +240,29 @@ fn check(peer: &mut Peer, written: &[Vec<u64>]) -> Result<(), String> {
             .extend(numbers.iter().zip(0..).map(|(number, index)| (*number, (partition, index))));
     }
     for partition in 0..PARTITIONS {
-        let mut newest = vec![0; written.len()];
-        visit(peer, COPIES, partition, &mut |record| {
+        let mut newest: HashMap<(usize, String), usize> = HashMap::new();
+        visit(peer, topic, partition, &mut |record| {
             let (key, value) = (text(&record.key)?, text(&record.value)?);
             let number: u64 = value.parse().map_err(|_| format!("{value} is no number"))?;
-            let place = missing.remove(&number).filter(|_| key == value);
-            let (from, index) =
-                place.ok_or(format!("{number} of key {key} was not written, or is there twice"))?;
-            match newest[from] > index {
-                true => Err(format!("{number} comes after one that was written behind it")),
-                false => {
-                    newest[from] = index;
-                    Ok(())
+            let lane = lane_of(&value);
+            let is_of_key = key == if lane.is_empty() { &*value } else { &*lane };
+            let place = missing.remove(&number).filter(|_| is_of_key);
+            let (from, index) = place.ok_or_else(|| {
+                format!("{topic}: {number} of key {key} was not written, or is there twice")
+            })?;
+            match newest.insert((from, lane), index).is_some_and(|before| before > index) {
+                true => {
+                    Err(format!("{topic}: {number} comes after one that was written behind it"))
                 }
+                false => Ok(()),
             }
         })?;
     }
     match missing.keys().min() {
-        Some(number) => Err(format!("{} copies are missing, the first of {number}", missing.len())),
+        Some(number) => {
+            let count = missing.len();
+            Err(format!("{topic}: {count} copies are missing, the first of {number}"))
+        }
         None => Ok(()),
     }
 }

@@ -12,7 +12,9 @@ use tidemill::outbox;
 use tidemill::partition::producer::{Producer, Producers};
 use tidemill::state::Kind;
 use tidemill::topology::declared::StoredStates;
-use tidemill::topology::stored::{self as progress, Part, Position, StageEntry, StoredStep};
+use tidemill::topology::stored::{
+    self as progress, Part, Position, StageEntry, StoredCall, StoredStep,
+};
 use tidemill::topology::{NameId, StagePlace, TimeDomain, Timer};
 use tidemill_wal::format::{PartitionId, TopicId};
 
@@ -216,6 +218,10 @@ fn subject(names: &Names, kind: Kind, key: &[u8]) -> Result<String, String> {
             let topology = progress::decode_step_key(key).ok_or_else(short)?;
             format!("stages of topology {}", Id(topology))
         }
+        Kind::TopologyCalled => {
+            let topology = progress::decode_step_key(key).ok_or_else(short)?;
+            format!("blocking call of topology {}", Id(topology))
+        }
         Kind::TopologySeen => {
             let (topology, stage, partition) = progress::decode_seen_key(key).ok_or_else(short)?;
             format!("former times of topology {}, stage {}-{partition}", Id(topology), Id(stage))
@@ -336,6 +342,19 @@ fn meaning(kind: Kind, key: &[u8], value: &[u8]) -> Result<String, String> {
                 format!("{}: {partition_count} partitions from shard {}", Id(*id), first_shard.0)
             };
             places.iter().map(place).collect::<Vec<_>>().join(", ")
+        }
+        Kind::TopologyCalled => {
+            let StoredCall { operator, partition, sequence, key, result } =
+                StoredCall::decode(value).ok_or_else(wrong)?;
+            let result = match &result {
+                Ok(value) => Shown(value.as_deref()).to_string(),
+                Err(words) => format!("failed: {words}"),
+            };
+            format!(
+                "operator {}, key {} in partition {partition}, number {sequence}: {result}",
+                Id(operator),
+                Shown(Some(&key))
+            )
         }
         Kind::TopologySeen => {
             let seen_ms = progress::decode_seen(value).ok_or_else(wrong)?;

@@ -194,6 +194,9 @@ async fn topologies(State(telemetry): State<Arc<Telemetry>>) -> Json<Value> {
                 "rejected": it.rejected,
                 "missed": it.missed,
                 "waiting": it.waiting,
+                "calls": it.calls,
+                "calls_waiting": it.calls_waiting,
+                "calls_open": it.calls_open,
                 "watermark_ms": it.watermark_ms,
                 "operators": it.operators.iter().map(operator).collect::<Vec<_>>(),
             }))

@@ -361,7 +361,7 @@ struct TopologyRow {
     value: fn(&TopologyFigures) -> u64,
 }
 
-fn topology_rows() -> [TopologyRow; 10] {
+fn topology_rows() -> [TopologyRow; 13] {
     let row = |name, help, kind, value| TopologyRow { name, help, kind, value };
     [
         row("topology_records", "Records of sources that were processed.", COUNTER, |it| {
@@ -387,6 +387,13 @@ fn topology_rows() -> [TopologyRow; 10] {
             |it| it.missed,
         ),
         row("topology_waiting", "Entries of other shards that wait.", GAUGE, |it| it.waiting),
+        row("topology_calls", "Blocking calls whose result was taken.", COUNTER, |it| it.calls),
+        row("topology_calls_waiting", "Records that wait for blocking calls.", GAUGE, |it| {
+            it.calls_waiting
+        }),
+        row("topology_calls_open", "Blocking calls that are being made.", GAUGE, |it| {
+            it.calls_open
+        }),
         row(
             "topology_paused",
             "Whether the topology does not run; the page /topologies says why.",

@@ -299,6 +299,12 @@ pub struct TopologyFigures {
     pub rejected: u64,
     /// Entries of other shards that wait for their turn.
     pub waiting: u64,
+    /// Blocking calls whose result was taken.
+    pub calls: u64,
+    /// Records that wait for blocking calls.
+    pub calls_waiting: u64,
+    /// Blocking calls that are being made.
+    pub calls_open: u64,
     /// Records that retention or a deletion took before they were read.
     pub missed: u64,
     /// The oldest event time of an operator, in milliseconds since 1970, if there is one.

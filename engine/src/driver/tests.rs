@@ -1,6 +1,8 @@
+use std::sync::{Mutex, PoisonError};
+
 use super::*;
 use crate::topology::{
-    Context, FiredTimer, Json, Operator, OperatorError, TimeDomain, Utf8, Windows,
+    Context, FiredTimer, Int64, Json, Nullable, Operator, OperatorError, TimeDomain, Utf8, Windows,
 };
 
 fn word_count() -> Topology {
@@ -291,4 +293,138 @@ fn no_power_cut_changes_what_windows_and_timers_tell() {
         assert_eq!(told(&mut driver), expected, "a cut at write {write}");
     }
     assert!(cuts > 10, "{cuts} cuts");
+}
+
+/// Words are looked up by a blocking call, and then counted where they live; it fails for one.
+fn looked_up(made: Arc<Mutex<Vec<String>>>) -> Topology {
+    let topology = Topology::new("looked up");
+    topology
+        .source("in", Utf8)
+        .key_by("first", Utf8, Utf8, |value| value[..1].to_owned())
+        .blocking("look up", Utf8, Utf8, move |key, value| {
+            let mut made = made.lock().unwrap_or_else(PoisonError::into_inner);
+            made.push(value.clone());
+            match value.as_str() {
+                "b-bad" => Err("unknown".into()),
+                _ => Ok(format!("{key}{}", value.len())),
+            }
+        })
+        .key_by("found", Utf8, Utf8, |_, found| found.clone())
+        .count("count")
+        .map(|_, count| count.to_string())
+        .sink("out", Utf8);
+    topology.dead_letter("dead");
+    for topic in ["in", "out", "dead"] {
+        topology.create(topic, 4);
+    }
+    topology
+}
+
+#[test]
+fn no_power_cut_loses_or_doubles_what_comes_of_a_blocking_call() {
+    let made: Arc<Mutex<Vec<String>>> = Arc::default();
+    let taken = || std::mem::take(&mut *made.lock().unwrap_or_else(PoisonError::into_inner));
+    let start = || TestDriver::new(2, vec![looked_up(made.clone())]).expect("good");
+    let records: Vec<TestRecord> =
+        ["a-x", "b-x", "a-y", "b-bad"].map(|value| TestRecord::new("k", value, 1)).into();
+    let told = |driver: &mut TestDriver| {
+        let mut told = texts(driver, "out");
+        told.extend(texts(driver, "dead"));
+        told
+    };
+    let mut whole = start();
+    whole.pipe_in("in", &records).expect("power");
+    let expected = told(&mut whole);
+    assert_eq!(expected, ["a3=1", "a3=2", "b3=1", "b=b-bad"]);
+    let mut values: Vec<String> =
+        records.iter().map(|it| it.text()["k=".len()..].to_owned()).collect();
+    values.sort();
+    let mut calls = taken();
+    calls.sort();
+    assert_eq!(calls, values, "one call each");
+    let (mut cuts, mut repeated) = (0, 0);
+    for write in 1.. {
+        let mut driver = start();
+        driver.crash_at_write(write);
+        let is_cut = driver.pipe_in("in", &records).is_err() || driver.is_down();
+        if !is_cut {
+            break;
+        }
+        cuts += 1;
+        driver.restart().expect("it comes back");
+        let there = driver.pipe_out("in").len();
+        driver.pipe_in("in", &records[there..]).expect("power");
+        assert_eq!(told(&mut driver), expected, "a cut at write {write}");
+        let calls = taken();
+        for value in &values {
+            let count = calls.iter().filter(|call| *call == value).count();
+            assert!((1..=2).contains(&count), "{value}: {count} calls");
+            repeated += count - 1;
+        }
+    }
+    assert!(cuts > 10 && repeated > 0, "{cuts} cuts, {repeated} calls were made again");
+}
+
+#[test]
+fn results_of_a_key_come_in_the_order_of_its_records_with_their_times_and_headers() {
+    let topology = Topology::new("order");
+    let keyed = topology.source("in", Utf8).partitioned_by_key(Utf8);
+    let sizes = keyed.blocking("size", Utf8, Int64, |_, value| Ok(value.len() as i64));
+    sizes.map(|_, size| size.to_string()).sink("out", Utf8);
+    let mut driver = driver(2, topology, ["in", "out"]);
+    let header = |number: i64| ("n".into(), Some(Bytes::from(number.to_string())));
+    let records: Vec<TestRecord> = (0..60)
+        .map(|number| {
+            let value = "x".repeat(number as usize);
+            let record = TestRecord::new(&format!("k{}", number % 7), &value, number);
+            TestRecord { headers: vec![header(number), ("none".into(), None)], ..record }
+        })
+        .collect();
+    driver.pipe_in("in", &records).expect("power");
+    let told = driver.pipe_out("out");
+    for key in 0..7 {
+        let key = format!("k{key}");
+        let is_its = |it: &&TestRecord| it.key.as_deref() == Some(key.as_bytes());
+        let expected: Vec<TestRecord> = (records.iter().filter(is_its))
+            .map(|it| {
+                let size = it.value.as_ref().map_or(0, Bytes::len).to_string();
+                TestRecord { value: Some(size.into()), ..it.clone() }
+            })
+            .collect();
+        let told: Vec<TestRecord> = told.iter().filter(is_its).cloned().collect();
+        assert_eq!(told, expected, "{key}");
+    }
+}
+
+#[test]
+fn a_blocking_call_takes_and_gives_nulls() {
+    let topology = Topology::new("nulls");
+    let keyed = topology.source("in", Nullable(Utf8)).partitioned_by_key(Utf8);
+    let (values, results) = (Nullable(Utf8), Nullable(Utf8));
+    let turned = keyed.blocking("turn", values, results, |_, value| match value {
+        Some(_) => Ok(None),
+        None => Ok(Some("there".to_owned())),
+    });
+    turned.sink("out", Nullable(Utf8));
+    let mut driver = driver(1, topology, ["in", "out"]);
+    let there = TestRecord::new("k", "x", 1);
+    let null = TestRecord { value: None, ..there.clone() };
+    driver.pipe_in("in", &[there, null]).expect("power");
+    let told: Vec<Option<Bytes>> = driver.pipe_out("out").into_iter().map(|it| it.value).collect();
+    assert_eq!(told, [None, Some(Bytes::from_static(b"there"))]);
+}
+
+#[test]
+fn an_operator_that_calls_is_not_removed_while_records_wait() {
+    let calling = |name: &str| {
+        let topology = Topology::new("calling");
+        let keyed = topology.source("in", Utf8).partitioned_by_key(Utf8);
+        keyed.blocking(name, Utf8, Utf8, |_, _| Err("not now".into())).sink("out", Utf8);
+        topology
+    };
+    let mut driver = driver(1, calling("call"), ["in", "out"]);
+    driver.pipe_in("in", &[TestRecord::new("k", "x", 1)]).expect("power");
+    assert_eq!(driver.paused().len(), 1, "it has no topic for dead letters");
+    let why = driver.restart_with(vec![calling("other")]).expect_err("a record waits").to_string();
+    assert!(why.contains("drop_state(\"call\", \"waiting\")"), "{why}");
 }

@@ -18,6 +18,7 @@ pub fn next_input(inbox: &mut VecDeque<Input>, accepts: bool) -> Option<Input> {
         | Input::ReadDone { .. }
         | Input::Planned(_)
         | Input::MergeRead(_)
+        | Input::Called { .. }
         | Input::Tick
         | Input::Stop => true,
     };

@@ -18,6 +18,7 @@ use tidemill_wal::limits::BLOCK_SIZE;
 use tidemill_wal::recovery::ScanError;
 use tidemill_wal::store::StoreError;
 
+use super::calls::Calls;
 use super::clock::Clock;
 use super::helper::{Helper, Mailbox};
 use super::hub::{Hub, Limits};
@@ -222,9 +223,12 @@ pub fn serve_beside(
     let api_names = ApiKey::ALL.iter().map(|api| api.name()).collect();
     let telemetry = Telemetry::new(about, shard_count, api_names);
     let admin = start_admin(config, &telemetry)?;
+    let cores = placement::allowed_cores();
+    let threads_max = config.blocking_threads as usize;
     let node = Node {
         config,
         topologies,
+        calls: Calls::new(topologies.to_vec(), cores.clone(), threads_max),
         identity: &identity,
         places,
         telemetry: telemetry.clone(),
@@ -237,7 +241,6 @@ pub fn serve_beside(
     let doorbells = ports[0].doorbells();
     let (events, received) = mpsc::channel();
     let mut threads = Vec::new();
-    let cores = placement::allowed_cores();
     for (port, socket) in ports.into_iter().zip(sockets) {
         threads.push(node.start_shard(port, socket, &cores, events.clone())?);
     }
@@ -284,6 +287,7 @@ fn ring_all(doorbells: &[Doorbell]) {
 struct Node<'a> {
     config: &'a Config,
     topologies: &'a [Arc<Plan>],
+    calls: Arc<Calls>,
     identity: &'a Identity,
     places: Places,
     telemetry: Arc<Telemetry>,
@@ -316,6 +320,7 @@ impl Node<'_> {
             },
             telemetry: self.telemetry.clone(),
             clock: self.clock,
+            calls: self.calls.clone(),
             phase: self.phase.clone(),
             options,
             places,
@@ -508,6 +513,7 @@ struct ShardStart {
     places: Places,
     telemetry: Arc<Telemetry>,
     clock: Clock,
+    calls: Arc<Calls>,
     phase: Arc<Phase>,
     port: Port,
     socket: Socket,
@@ -576,6 +582,7 @@ impl ShardStart {
             mailbox,
             awakener: Arc::new(awakener),
             helper,
+            calls: self.calls,
             phase: self.phase,
         };
         let worker = Worker::new(opened.shard, hub, outside, self.places, self.budgets);

@@ -18,6 +18,7 @@ use tidemill_wal::disk::{DiskFault, DiskOp, SyncMethod};
 use tidemill_wal::format::{FileName, FrameKind};
 use tokio::sync::oneshot;
 
+use super::calls::Calls;
 use super::helper::{Helper, Mailbox, Request};
 use super::hub::Hub;
 use super::inbox::next_input;
@@ -85,6 +86,8 @@ pub struct Outside {
     pub awakener: Arc<EventFd>,
     /// The thread for cold reads.
     pub helper: Helper,
+    /// The threads for blocking calls.
+    pub calls: Arc<Calls>,
     /// Where the node is in its life.
     pub phase: Arc<Phase>,
 }
@@ -110,6 +113,7 @@ pub struct Worker {
     /// What the doorbell rings.
     awakener: Arc<EventFd>,
     helper: Helper,
+    calls: Arc<Calls>,
     places: Places,
     phase: Arc<Phase>,
     shard_count: usize,
@@ -180,7 +184,7 @@ impl Worker {
         places: Places,
         budgets: Budgets,
     ) -> Self {
-        let Outside { cores, mailbox, awakener, helper, phase } = outside;
+        let Outside { cores, mailbox, awakener, helper, calls, phase } = outside;
         let (wal, data) = (places.wal.clone(), places.data.clone());
         let budget = budgets.cold_reads;
         Self {
@@ -192,6 +196,7 @@ impl Worker {
             mailbox,
             awakener,
             helper,
+            calls,
             places,
             phase,
             spin: budgets.spin,
@@ -410,6 +415,9 @@ impl Worker {
                 Effect::Plan(files) => self.requests.push_back(Request::Plan(files)),
                 Effect::ReadMerge(plan) => self.requests.push_back(Request::Merge(plan)),
                 Effect::Verify(piece) => self.requests.push_back(Request::Verify(piece)),
+                Effect::Call { call, request } => {
+                    self.calls.start(call, request, &self.mailbox)?;
+                }
                 Effect::Routes(routes) => self.hub.shared.set_routes(routes),
                 Effect::Notice(notice) => self.on_notice(&notice),
                 Effect::Halt(reason) => die(ExitCode::Corruption, &reason),
@@ -667,7 +675,8 @@ fn die(code: ExitCode, reason: &str) -> ! {
 }
 
 fn figures(facts: TopologyFacts<'_>) -> TopologyFigures {
-    let TopologyFacts { plan, pause, counts, watermark_ms, waiting, operators } = facts;
+    let TopologyFacts { plan, pause, counts, watermark_ms, waiting, operators, .. } = facts;
+    let (calls_waiting, calls_open) = (facts.calls_waiting, facts.calls_open);
     let known = |time_ms: i64| (time_ms != i64::MIN).then_some(time_ms);
     let operator = |(name, counts, time_ms): (&str, OperatorCounts, i64)| OperatorFigures {
         operator: name.to_owned(),
@@ -689,6 +698,9 @@ fn figures(facts: TopologyFacts<'_>) -> TopologyFigures {
         late: counts.late,
         rejected: counts.rejected,
         waiting,
+        calls: counts.calls,
+        calls_waiting,
+        calls_open,
         missed: counts.missed,
         watermark_ms: watermark_ms.and_then(known),
         operators: operators.into_iter().map(operator).collect(),

@@ -32,7 +32,9 @@ use crate::catalog::{Catalog, CatalogLimits, IdSource, TopicEvent};
 use crate::command::{
     Command, GroupCommand, GroupReply, Refusal, Reply, Routes, Ticket, TopicConfig,
 };
-use crate::effect::{Change, Effect, Input, MeshMessage, Now, Outcome, ReadId};
+use crate::effect::{
+    CallId, CallRequest, Change, Effect, Input, MeshMessage, Now, Outcome, ReadId,
+};
 use crate::group::{GroupLimits, Groups};
 use crate::outbox::Outbox;
 use crate::partition::fetch::Readers;
@@ -125,6 +127,8 @@ enum Outgoing {
     /// An outbox entry; whether its receiver is ready is seen when it leaves.
     Entry(ShardId, u64),
     Routes(Arc<Routes>),
+    /// A blocking call of a topology.
+    Call(CallId, CallRequest),
     /// Stored records below an offset go: a manifest must not forget what a replay still shows.
     Drop(PartitionId, u64),
 }
@@ -213,6 +217,7 @@ impl Shard {
             Input::ReadDone { read, result } => self.on_read_done(now, read, result, effects),
             Input::Planned(planned) => self.on_planned(planned),
             Input::MergeRead(result) => self.on_merge_read(now, result, effects),
+            Input::Called { call, result } => self.on_called(call, result),
             Input::Tick => self.on_tick(now, effects),
             Input::Stop => self.stop(effects),
         }
@@ -474,6 +479,9 @@ impl Shard {
                 }
             }
             Outgoing::Routes(routes) => effects.push(Effect::Routes(routes)),
+            // It is made after the next start.
+            Outgoing::Call(..) if self.is_stopping => {}
+            Outgoing::Call(call, request) => effects.push(Effect::Call { call, request }),
             Outgoing::Drop(partition, below) => self.store.drop_below(partition, below),
         }
     }

@@ -265,7 +265,8 @@ impl Shard {
                 | Kind::TopologyStates
                 | Kind::TopologyTaken
                 | Kind::TopologyPlaces
-                | Kind::TopologySeen => {}
+                | Kind::TopologySeen
+                | Kind::TopologyCalled => {}
             }
         }
         self.state = state;

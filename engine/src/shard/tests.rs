@@ -15,7 +15,7 @@ use crate::command::{
     CatalogCommand, Command, CommittedOffset, Fetch, FetchPartition, GroupCommand, GroupReply,
     Join, MemberRef, NewTopic, OffsetCommit, Produce, Refusal, Reply, Sync, Ticket,
 };
-use crate::effect::{Effect, Input, JobId, Now};
+use crate::effect::{CallId, CallRequest, Effect, Input, JobId, Now};
 use crate::group::GroupLimits;
 
 mod topologies;
@@ -31,6 +31,8 @@ struct World {
     /// Jobs of the disk are not done until they are let go.
     holds_jobs: bool,
     held: Vec<(JobId, Vec<DiskOp>)>,
+    /// Blocking calls that were asked for, until a test takes them.
+    calls: Vec<(CallId, CallRequest)>,
 }
 
 fn options() -> ShardOptions {
@@ -81,8 +83,8 @@ impl World {
         let opened = Shard::open(&mut disk, options, now, &mut |_| {}).expect("a good disk");
         let (inbox, replies) = (VecDeque::new(), BTreeMap::new());
         let shard = opened.shard;
-        let (frames, holds_jobs, held) = (0, false, Vec::new());
-        Self { disk, shard, now, inbox, replies, next_ticket, frames, holds_jobs, held }
+        let (frames, holds_jobs, held, calls) = (0, false, Vec::new(), Vec::new());
+        Self { disk, shard, now, inbox, replies, next_ticket, frames, holds_jobs, held, calls }
     }
 
     /// The power goes and comes back.
@@ -158,6 +160,7 @@ impl World {
                 assert!(old.is_none(), "one reply to each command");
             }
             Effect::Plan(files) => self.inbox.push_back(Input::Planned(files.plan())),
+            Effect::Call { call, request } => self.calls.push((call, request)),
             Effect::Routes(_) | Effect::Notice(_) | Effect::Verify(_) => {}
             Effect::Mesh { .. } | Effect::Read { .. } | Effect::ReadMerge(_) | Effect::Halt(_) => {
                 panic!("not in these tests: {effect:?}")

@@ -6,6 +6,7 @@
 //! from one is taken in at once, and kept as state until its turn comes.
 
 mod arrivals;
+mod calls;
 mod group;
 mod inputs;
 mod output;
@@ -65,6 +66,8 @@ pub(super) struct Hosted {
     /// Whether this one is among them, as the others were told.
     is_crowded: bool,
     pause: Option<Pause>,
+    /// Blocking calls that were asked for and have not ended, of this wiring and earlier ones.
+    calls_open: usize,
     counts: Counts,
 }
 
@@ -103,6 +106,10 @@ pub struct TopologyFacts<'s> {
     pub watermark_ms: Option<i64>,
     /// Entries of other shards that wait for their turn.
     pub waiting: u64,
+    /// Records that wait for blocking calls.
+    pub calls_waiting: u64,
+    /// Blocking calls that are being made.
+    pub calls_open: u64,
     /// Each operator: its name, what it has done, its event time in milliseconds since 1970.
     pub operators: Vec<(&'s str, OperatorCounts, i64)>,
 }
@@ -145,16 +152,18 @@ struct Wired {
 enum Phase {
     Arrivals,
     Inputs,
+    Calls,
     Timers,
 }
 
 impl Phase {
-    const COUNT: usize = 3;
+    const COUNT: usize = 4;
 
     fn next(self) -> Self {
         match self {
             Self::Arrivals => Self::Inputs,
-            Self::Inputs => Self::Timers,
+            Self::Inputs => Self::Calls,
+            Self::Calls => Self::Timers,
             Self::Timers => Self::Arrivals,
         }
     }
@@ -291,6 +300,8 @@ impl Shard {
                 counts: task.map_or(hosted.counts, Task::counts),
                 watermark_ms,
                 waiting: hosted.queues.iter().map(Queue::waiting).sum::<usize>() as u64,
+                calls_waiting: task.map_or(0, Task::waiting_calls) as u64,
+                calls_open: hosted.calls_open as u64,
                 operators: task.map(operators).unwrap_or_default(),
             }
         })
@@ -458,11 +469,18 @@ impl Shard {
                 Phase::Arrivals => {
                     // The outbox empties when its entries are stored, not when they are taken, so no
                     // two shards wait for each other with this.
-                    self.take_arrivals(wired, queues, (room, may_grow && !is_filled), goes_on)
+                    let may_take = may_grow && !is_filled && !wired.task.has_many_calls();
+                    self.take_arrivals(wired, queues, (room, may_take), goes_on)
                 }
-                Phase::Inputs if !may_send || !may_grow => Turn::Nothing,
+                Phase::Inputs if !may_send || !may_grow || wired.task.has_many_calls() => {
+                    Turn::Nothing
+                }
                 Phase::Inputs => self.take_input(index, wired, room, goes_on, effects),
+                Phase::Calls if is_filled => Turn::Nothing,
+                Phase::Calls => self.take_results(wired, room, goes_on),
                 Phase::Timers if !may_send && (!wired.is_amid || is_filled) => Turn::Nothing,
+                // Timers that have begun to fire are not held up, for results wait for them.
+                Phase::Timers if wired.task.has_many_calls() && !wired.is_amid => Turn::Nothing,
                 Phase::Timers => {
                     let fired = wired.task.fire(&mut self.state, room, goes_on);
                     wired.is_amid = fired == Fired::CutAmid;
@@ -492,6 +510,9 @@ impl Shard {
             self.topologies.hosted[index].pause = Some(Pause::retried(why, now));
         }
         let has_made = self.put_away(now, wired, queues, effects);
+        if self.topologies.hosted[index].pause.is_none() {
+            self.ask_calls(index, wired, effects);
+        }
         has_made && (is_full || !wired.dropping.is_empty())
     }
 

@@ -24,13 +24,13 @@ pub(super) struct Item<K, V> {
 }
 
 /// The way out of a node with keys.
-type KeyedOutlet<K, V> = Arc<Outlet<Item<<K as Codec>::Value, V>>>;
+pub(super) type KeyedOutlet<K, V> = Arc<Outlet<Item<<K as Codec>::Value, V>>>;
 
 /// Values by key, each where the key's state is.
 pub struct Keyed<K: Codec, V> {
     pub(super) shared: Shared,
     pub(super) outlet: KeyedOutlet<K, V>,
-    keys: K,
+    pub(super) keys: K,
     pub(super) stage: usize,
     pub(super) from: String,
     pub(super) origins: Vec<Origin>,
@@ -89,6 +89,17 @@ impl<K: Codec, V: Clone + Send + 'static> Keyed<K, V> {
             origins: self.origins.clone(),
             time_to_live: self.time_to_live,
         }
+    }
+
+    /// What comes out of an operator that is attached to it: its name, its number, its outlet.
+    pub(super) fn out_of<U: Clone + Send + 'static>(
+        &self,
+        name: &str,
+        operator: usize,
+        outlet: KeyedOutlet<K, U>,
+    ) -> Keyed<K, U> {
+        let origins = vec![Origin::Operator(operator)];
+        Keyed { from: name.to_owned(), origins, time_to_live: None, ..self.after(outlet) }
     }
 
     /// The graph is refused, for this reason.
@@ -274,7 +285,7 @@ impl<K: Codec, V: Clone + Send + 'static> Keyed<K, V> {
             (identity, expiry)
         });
         let next = outlet.clone();
-        let origins = vec![Origin::Operator(identity.index)];
+        let index = identity.index;
         self.outlet.attach(move |run, Item { key, value }| {
             let bytes = run.key().cloned().unwrap_or_default();
             run.counts_of(identity.index).records += 1;
@@ -285,7 +296,7 @@ impl<K: Codec, V: Clone + Send + 'static> Keyed<K, V> {
                 expiry.on_record(run, &bytes);
             }
         });
-        Keyed { from: name.to_owned(), origins, time_to_live: None, ..self.after(outlet) }
+        self.out_of(name, index, outlet)
     }
 
     /// Writes to a topic and goes on with what is read from it.

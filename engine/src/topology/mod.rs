@@ -9,6 +9,7 @@
 //! Pure: no clock, no dice, no file. What is not a function of records and state comes in with the
 //! [`Circumstances`] of the step, which are recorded.
 
+mod blocking;
 mod codec;
 #[cfg(feature = "avro")]
 mod codec_avro;
@@ -36,6 +37,7 @@ use std::cell::Cell;
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+pub use self::blocking::Waiting;
 pub use self::codec::{Codec, CodecError, Int64, Json, Nullable, Raw, Time, Utf8};
 #[cfg(feature = "avro")]
 pub use self::codec_avro::Avro;
@@ -54,7 +56,7 @@ pub use self::state::{
 };
 pub use self::stream::{Origin, SideOutput, Source, Stream, TimeRules};
 pub use self::task::{
-    Counts, Fired, Made, Rejected, Step, Surroundings, Taken, Task, WORDS_SIZE_MAX,
+    Asked, Counts, Fired, Made, Rejected, Step, Surroundings, Taken, Task, WORDS_SIZE_MAX,
 };
 pub use self::watermark::{EventTimes, Mark};
 pub use self::window::{Windowed, WindowedStream, Windows};
@@ -297,6 +299,11 @@ impl Plan {
         &self.parts.names
     }
 
+    /// The identity of an operator.
+    pub fn operator_id(&self, operator: usize) -> NameId {
+        self.parts.operators[operator].id
+    }
+
     /// Each operator with where its records come from. An operator comes after all of these.
     pub fn operators(&self) -> impl Iterator<Item = (NameId, &[Origin])> {
         self.parts.operators.iter().map(|operator| (operator.id, &operator.inputs[..]))
@@ -390,15 +397,21 @@ impl Plan {
         act: impl FnOnce(&mut Run<'_>),
     ) -> Result<Wanted, Failure> {
         let mut run = Run::new(state, circumstances, &self.parts.names);
-        IS_CALLING.set(true);
-        let result = catch_unwind(AssertUnwindSafe(|| act(&mut run)));
-        IS_CALLING.set(false);
-        if let Err(panic) = result {
-            let words = panic.downcast_ref::<&str>().map(|words| (*words).to_owned());
-            let words = words.or_else(|| panic.downcast_ref::<String>().cloned());
-            let reason = words.unwrap_or_else(|| "no words".to_owned());
-            return Err(Failure::Panic { operator: run.operator().to_owned(), reason });
+        match caught(|| act(&mut run)) {
+            Ok(()) => run.end(),
+            Err(reason) => Err(Failure::Panic { operator: run.operator().to_owned(), reason }),
         }
-        run.end()
     }
+}
+
+/// Calls user code; the words of its panic if it panics.
+fn caught<T>(act: impl FnOnce() -> T) -> Result<T, String> {
+    IS_CALLING.set(true);
+    let result = catch_unwind(AssertUnwindSafe(act));
+    IS_CALLING.set(false);
+    result.map_err(|panic| {
+        let words = panic.downcast_ref::<&str>().map(|words| (*words).to_owned());
+        let words = words.or_else(|| panic.downcast_ref::<String>().cloned());
+        words.unwrap_or_else(|| "no words".to_owned())
+    })
 }

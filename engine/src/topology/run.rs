@@ -15,7 +15,9 @@ use tidemill_wal::format::ShardId;
 use tidemill_wal::limits::{KEY_SIZE_MAX, VALUE_SIZE_MAX};
 use tidemill_wal::mutation::{self, Mutation};
 
+use super::blocking::Line;
 use super::key;
+use super::stored::StoredCall;
 use crate::batch::Record;
 use crate::command::{key_partition, partition_shard};
 use crate::state::State;
@@ -234,6 +236,23 @@ pub struct Wanted {
     pub operators: Vec<(usize, OperatorCounts)>,
     /// Event time of the record, where its source has a rule for that.
     pub event_time_ms: Option<i64>,
+    /// Records that are to wait for blocking calls, in order.
+    pub waiting: Vec<NewWaiting>,
+    /// The result of a blocking call that it is about.
+    pub called: Option<StoredCall>,
+}
+
+/// A record that begins to wait for a blocking call.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewWaiting {
+    /// Where it waits.
+    pub line: Line,
+    /// Its event time, in milliseconds since 1970.
+    pub time_ms: i64,
+    /// Bytes of its entry of state.
+    pub size: usize,
+    /// Whether no other one waits before it.
+    pub is_first: bool,
 }
 
 impl Wanted {
@@ -243,7 +262,8 @@ impl Wanted {
             CHANGE_OVERHEAD + key.len() + value.as_ref().map_or(0, Vec::len)
         };
         let changes: usize = self.changes.iter().map(change).sum();
-        changes + self.emitted.iter().map(Emitted::size).sum::<usize>()
+        let called = self.called.as_ref().map_or(0, StoredCall::size);
+        changes + called + self.emitted.iter().map(Emitted::size).sum::<usize>()
     }
 }
 
@@ -315,6 +335,13 @@ impl<'r> Run<'r> {
     /// It is the call of a timer, which has no headers.
     pub(super) fn begin_timer(&mut self, timer: &key::Timer) {
         self.cause = [2, timer.partition.into(), timer.domain as u64, timer.time_ms as u64];
+    }
+
+    /// It is the result of a blocking call for this record.
+    pub(super) fn begin_result(&mut self, record: &Record, partition: u32, called: StoredCall) {
+        self.begin(record, partition);
+        self.cause[0] = 3;
+        self.wanted.called = Some(called);
     }
 
     /// What it wants, or why it failed.
@@ -474,6 +501,11 @@ impl<'r> Run<'r> {
         let (from, to) = (Bound::Included(from), Bound::Excluded(to.max(from)));
         let changed = self.wanted.changes.range::<[u8], _>((from, to));
         (self.state.range_between(from, to), changed)
+    }
+
+    /// A record is to wait for a blocking call; it is set as an entry of state beside.
+    pub(super) fn wait(&mut self, waiting: NewWaiting) {
+        self.wanted.waiting.push(waiting);
     }
 
     pub(super) fn emit(&mut self, emitted: Emitted) {

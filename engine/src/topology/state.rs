@@ -8,7 +8,7 @@ use std::sync::OnceLock;
 
 use bytes::Bytes;
 
-use super::codec::{Codec, Int64};
+use super::codec::{Codec, CodecError, Int64};
 use super::context::{Context, OperatorError};
 use super::key::{NameId, behind};
 
@@ -489,9 +489,10 @@ fn id(name: &str, id: &OnceLock<NameId>) -> Result<NameId, OperatorError> {
 }
 
 /// In the place of the codec's version: the value is null, and no bytes follow. Persisted.
-const NULL: u8 = 0;
+pub(super) const NULL: u8 = 0;
 
-fn encode<C: Codec>(codec: &C, value: &C::Value) -> Vec<u8> {
+/// The version of the codec, or [`NULL`], and what it wrote.
+pub(super) fn encode<C: Codec>(codec: &C, value: &C::Value) -> Vec<u8> {
     if codec.is_null(value) {
         return vec![NULL];
     }
@@ -502,11 +503,19 @@ fn encode<C: Codec>(codec: &C, value: &C::Value) -> Vec<u8> {
 
 fn decode<C: Codec>(codec: &C, stored: &[u8]) -> Result<C::Value, OperatorError> {
     let (version, bytes) = stored.split_first().ok_or("an entry of state is empty")?;
-    let value = match *version {
+    Ok(decode_version(codec, *version, &Bytes::copy_from_slice(bytes))?)
+}
+
+/// The value of what a version of the codec wrote, or of [`NULL`].
+pub(super) fn decode_version<C: Codec>(
+    codec: &C,
+    version: u8,
+    bytes: &Bytes,
+) -> Result<C::Value, CodecError> {
+    match version {
         NULL => codec.decode_null(),
-        version => codec.decode_version(version, &Bytes::copy_from_slice(bytes)),
-    };
-    Ok(value?)
+        version => codec.decode_version(version, bytes),
+    }
 }
 
 #[cfg(test)]

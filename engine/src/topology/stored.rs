@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use tidemill_wal::format::{PartitionId, ShardId, TopicId};
+use tidemill_wal::format::{ENTRY_OVERHEAD_MAX, PartitionId, ShardId, TopicId};
 
 use super::key::NameId;
 use super::run::StagePlace;
@@ -217,6 +217,78 @@ impl Position {
     }
 }
 
+/// Key of what a frame says of the result of a blocking call: it is set there, and removed again.
+pub fn called_key(topology: NameId) -> Vec<u8> {
+    Kind::TopologyCalled.key(&[&topology.0.to_be_bytes()])
+}
+
+/// The result of a blocking call as the frame has it that takes it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoredCall {
+    /// The operator.
+    pub operator: NameId,
+    /// Partition of its keys.
+    pub partition: u32,
+    /// Number of the record among those of its key that waited.
+    pub sequence: u64,
+    /// The key.
+    pub key: Bytes,
+    /// The result's bytes, none if it is null; or why the call failed.
+    pub result: Result<Option<Bytes>, String>,
+}
+
+const CALLED_NULL: u8 = 0;
+const CALLED_VALUE: u8 = 1;
+const CALLED_FAILED: u8 = 2;
+
+impl StoredCall {
+    /// Its bytes: operator, partition, sequence, size of the key, the key, what came of the call (0 null,
+    /// 1 a value, 2 it failed), the value or the words. Little-endian.
+    pub fn encode(&self) -> Vec<u8> {
+        let (outcome, contents) = match &self.result {
+            Ok(None) => (CALLED_NULL, &[][..]),
+            Ok(Some(value)) => (CALLED_VALUE, &value[..]),
+            Err(words) => (CALLED_FAILED, words.as_bytes()),
+        };
+        let mut bytes = self.operator.0.to_le_bytes().to_vec();
+        bytes.extend_from_slice(&self.partition.to_le_bytes());
+        bytes.extend_from_slice(&self.sequence.to_le_bytes());
+        bytes.extend_from_slice(&(self.key.len() as u32).to_le_bytes());
+        bytes.extend_from_slice(&self.key);
+        bytes.push(outcome);
+        bytes.extend_from_slice(contents);
+        bytes
+    }
+
+    /// The opposite of [`Self::encode`].
+    pub fn decode(bytes: &[u8]) -> Option<Self> {
+        let mut rest = bytes;
+        let operator = NameId(take_u64(&mut rest)?);
+        let partition = take_u32(&mut rest)?;
+        let sequence = take_u64(&mut rest)?;
+        let size = take_u32(&mut rest)?;
+        let (key, rest) = rest.split_at_checked(size as usize)?;
+        let (outcome, contents) = rest.split_first()?;
+        let result = match *outcome {
+            CALLED_NULL if contents.is_empty() => Ok(None),
+            CALLED_VALUE => Ok(Some(Bytes::copy_from_slice(contents))),
+            CALLED_FAILED => Err(String::from_utf8(contents.to_vec()).ok()?),
+            _ => return None,
+        };
+        let key = Bytes::copy_from_slice(key);
+        Some(Self { operator, partition, sequence, key, result })
+    }
+
+    /// Bytes that it takes in a frame, at most: it is set and removed.
+    pub fn size(&self) -> usize {
+        let contents = match &self.result {
+            Ok(value) => value.as_ref().map_or(0, Bytes::len),
+            Err(words) => words.len(),
+        };
+        2 * (ENTRY_OVERHEAD_MAX + 9) + 25 + self.key.len() + contents
+    }
+}
+
 /// Key of where the keys of a topology's stages are.
 pub fn places_key(topology: NameId) -> Vec<u8> {
     Kind::TopologyPlaces.key(&[&topology.0.to_be_bytes()])
@@ -408,6 +480,27 @@ mod tests {
         for size in 0..bytes.len() {
             let cut = StageEntry::decode(&bytes.slice(..size));
             assert!(cut.is_none_or(|cut| cut.parts.len() < 4), "{size} bytes");
+        }
+    }
+
+    #[test]
+    fn results_of_calls_come_back_as_they_were_and_nothing_else_does() {
+        for result in [Ok(None), Ok(Some(Bytes::from_static(b"value"))), Err("why".to_owned())] {
+            let call = StoredCall {
+                operator: NameId(7),
+                partition: 3,
+                sequence: 11,
+                key: Bytes::from_static(b"key"),
+                result,
+            };
+            let bytes = call.encode();
+            let in_frame = 2 * (ENTRY_OVERHEAD_MAX + called_key(NameId(1)).len()) + bytes.len();
+            assert_eq!(call.size(), in_frame);
+            assert_eq!(StoredCall::decode(&bytes), Some(call));
+            // What a value or words begin with is cut off nowhere.
+            for size in 0..28 {
+                assert_eq!(StoredCall::decode(&bytes[..size.min(bytes.len() - 1)]), None, "{size}");
+            }
         }
     }
 

@@ -4,12 +4,14 @@
 //! stream is a branch. Values pass from node to node as Rust values, without being encoded, until
 //! they reach a sink or another shard.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
 
 use super::CreatedTopic;
+use super::blocking::BlockingNode;
 use super::codec::{Codec, CodecError};
 use super::key::{NameId, Timer};
 use super::keyed::{Keyed, enter};
@@ -112,6 +114,8 @@ pub(super) struct Parts {
     pub(super) sources: Vec<SourceNode>,
     pub(super) stages: Vec<StageNode>,
     pub(super) operators: Vec<OperatorNode>,
+    /// What is known beside of operators whose function may wait, by their numbers.
+    pub(super) blocking: BTreeMap<usize, BlockingNode>,
     /// The names of `operators`, in the same order.
     pub(super) names: Vec<String>,
     pub(super) states: Vec<Declared>,

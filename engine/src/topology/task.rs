@@ -5,6 +5,8 @@
 //! until the shard asks for it. The shard puts both into one frame. A call whose result has no
 //! room in that frame is as if it had not been; it is made again for the next one.
 
+mod calls;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -13,10 +15,13 @@ use indexmap::IndexMap;
 use tidemill_wal::format::{ENTRY_OVERHEAD_MAX, PartitionId, ShardId};
 use tidemill_wal::mutation::{self, Mutation};
 
+pub use self::calls::Asked;
+use self::calls::Calls;
 use super::key::{TimeDomain, Timer};
 use super::run::{
     Circumstances, Destination, Emitted, Failure, OperatorCounts, StagePlace, Wanted,
 };
+use super::stored::StoredCall;
 use super::watermark::EventTimes;
 use super::{NameId, Plan};
 use crate::batch::{Record, RecordBatch};
@@ -89,6 +94,8 @@ pub struct Made {
     pub sunk: Vec<(PartitionId, RecordBatch)>,
     /// For the dead-letter topic.
     pub rejected: Vec<Rejected>,
+    /// Results of blocking calls that were taken, in order.
+    pub called: Vec<StoredCall>,
     /// Bytes of all of it, about: no less than half of what the frame will have.
     pub size: usize,
 }
@@ -140,6 +147,8 @@ pub struct Counts {
     pub late: u64,
     /// Calls that failed.
     pub rejected: u64,
+    /// Blocking calls whose result was taken.
+    pub calls: u64,
     /// Records that retention or a deletion took before they were read.
     pub missed: u64,
 }
@@ -155,6 +164,8 @@ pub struct Task {
     made: Made,
     /// A failure without a dead-letter topic.
     stuck: Option<Failure>,
+    /// Records that wait for blocking calls.
+    calls: Calls,
     counts: Counts,
     /// What each operator has done since the start.
     operators: Vec<OperatorCounts>,
@@ -188,7 +199,8 @@ impl Task {
         };
         let (made, counts) = (Made::default(), Counts::default());
         let operators = vec![OperatorCounts::default(); plan.operator_names().len()];
-        Self { plan, times, monotonic_ms, circumstances, made, stuck: None, counts, operators }
+        let (stuck, calls) = (None, Calls::default());
+        Self { plan, times, monotonic_ms, circumstances, made, stuck, calls, counts, operators }
     }
 
     /// Event time of an operator, as the last step left it: up to where its timers have all fired, and
@@ -395,7 +407,7 @@ impl Task {
         let plan = self.plan.clone();
         for (index, (operator, _)) in plan.operators().enumerate() {
             let seen_ms = &mut self.circumstances.watermarks_ms[index];
-            let due_ms = self.times.due_ms(index).max(*seen_ms);
+            let due_ms = self.calls.held_ms(index, self.times.due_ms(index)).max(*seen_ms);
             // From the first of its timers on the operator sees the new time, also if the others have to
             // wait: a record for what a timer has ended is late.
             *seen_ms = due_ms;
@@ -479,6 +491,8 @@ impl Task {
             self.change(state, key, value);
         }
         self.made.emitted.extend(wanted.emitted);
+        self.made.called.extend(wanted.called);
+        wanted.waiting.into_iter().for_each(|waiting| self.calls.push(waiting));
         Taken::Done
     }
 

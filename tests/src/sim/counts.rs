@@ -163,6 +163,8 @@ counts! {
     full_rings,
     /// Times that topologies had more to do than time.
     operators_late,
+    /// Blocking calls of topologies that ended.
+    calls,
     /// Records of sources that were checked at the end.
     stream_records,
     /// Results of topologies that were checked at the end.

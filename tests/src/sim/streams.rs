@@ -135,6 +135,8 @@ pub struct Streams {
     pub compressed_one_in: u64,
     /// The time of operators is over at one look in so many; 0: never.
     pub late_one_in: u64,
+    /// What fails fails in a blocking call, and windows are behind one.
+    pub has_calls: bool,
 }
 
 impl Streams {
@@ -168,6 +170,7 @@ impl Streams {
             misplaced_one_in: random.choose(&[0, 0, 50, 10]),
             compressed_one_in: random.choose(&[0, 0, 5, 2]),
             late_one_in: random.choose(&[0, 1000, 20, 20, 3]),
+            has_calls: random.one_in(2),
         }
     }
 
@@ -180,7 +183,7 @@ impl Streams {
 
     /// The graphs as shards run them.
     pub fn plans(&self) -> Vec<Arc<Plan>> {
-        let build = |flow: &Flow| graphs::graph(*flow, &self.rules).build();
+        let build = |flow: &Flow| graphs::graph(*flow, self).build();
         self.flows.iter().map(|flow| Arc::new(build(flow).expect("the graph is good"))).collect()
     }
 }

@@ -20,7 +20,7 @@ use std::collections::{BTreeMap, BinaryHeap, VecDeque};
 use std::sync::Arc;
 
 use tidemill::command::{Routes, Ticket};
-use tidemill::effect::{ExtentRead, Input, JobId, ReadId};
+use tidemill::effect::{CallId, CallRequest, ExtentRead, Input, JobId, ReadId};
 use tidemill::kafka::session::NodeFacts;
 use tidemill::runtime::mesh::Port;
 use tidemill::runtime::tickets::Tickets;
@@ -64,6 +64,8 @@ enum Event {
     Read(u16, ReadId, ExtentRead),
     ReadMerge(u16, MergePlan),
     Planned(u16, SettleFiles),
+    /// A blocking call of a topology ends.
+    Call(u16, CallId, CallRequest),
     /// A client's time has come.
     Act(usize),
     /// A piece of what a connection carries arrives.
@@ -411,6 +413,10 @@ impl World {
             Event::ReadMerge(shard, plan) => self.on_read_merge(shard, &plan),
             Event::Planned(shard, files) => {
                 self.give(shard, Input::Planned(files.plan()));
+                Ok(())
+            }
+            Event::Call(shard, call, request) => {
+                self.end_call(shard, call, &request);
                 Ok(())
             }
             Event::Act(client) => self.act(client),

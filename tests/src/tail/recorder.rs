@@ -280,7 +280,10 @@ impl Recorder {
                 Effect::Reply { reply: Reply::Produce(_) | Reply::Refused(_), .. }
                 | Effect::Reply { reply: Reply::Catalog(_), .. } => {}
                 Effect::Verify(_) | Effect::Notice(_) => {}
-                Effect::Reply { .. } | Effect::Mesh { .. } | Effect::Read { .. } => {
+                Effect::Reply { .. }
+                | Effect::Mesh { .. }
+                | Effect::Read { .. }
+                | Effect::Call { .. } => {
                     return Err(format!("nobody asked for {effect:?}"));
                 }
             }

@@ -244,7 +244,7 @@ impl Node {
                 self.inbox.push_back(Input::MergeRead(Ok(runs)));
             }
             Effect::Routes(_) | Effect::Notice(_) | Effect::Verify(_) => {}
-            Effect::Mesh { .. } | Effect::Read { .. } | Effect::Halt(_) => {
+            Effect::Mesh { .. } | Effect::Read { .. } | Effect::Call { .. } | Effect::Halt(_) => {
                 panic!("not in these scenarios: {effect:?}")
             }
         }

@@ -177,6 +177,7 @@ impl Node {
                     self.inputs.push_back((shard, Input::MergeRead(Ok(runs))));
                 }
                 Effect::Halt(why) => panic!("shard {shard} halts: {why}"),
+                Effect::Call { call, .. } => panic!("{call:?}, and there is no topology"),
                 Effect::Verify(_) | Effect::Routes(_) | Effect::Notice(_) => {}
             }
         }

@@ -1,5 +1,7 @@
 //! Topologies in one shard: what is in one frame, what survives, what bad input does.
 
+mod blocking;
+
 use super::*;
 use crate::batch::RecordBatch;
 use crate::command::StateQuery;

@@ -208,6 +208,9 @@ impl Shard {
                             Err(fault) => return unreadable(sender, fault),
                         };
                         let place = (stage, *partition);
+                        if task.has_many_calls() {
+                            return Turn::Took;
+                        }
                         if !goes_on()
                             || task.on_arrival(&mut self.state, place, record, room)
                                 == Taken::NoRoom

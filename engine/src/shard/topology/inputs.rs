@@ -197,6 +197,9 @@ impl Shard {
         let Some((last_offset, records)) = &mut input.open else { return Turn::Took };
         let last_offset = *last_offset;
         while let Some(record) = records.peek() {
+            if wired.task.has_many_calls() {
+                return Turn::Took;
+            }
             if !goes_on() {
                 return Turn::Full;
             }

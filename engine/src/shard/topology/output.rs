@@ -13,7 +13,7 @@ use crate::command::key_partition;
 use crate::effect::{Change, Effect, Now};
 use crate::shard::{Outgoing, Shard};
 use crate::state::Kind;
-use crate::topology::stored::{self, Part, StageEntry, StoredStep, mark_ms};
+use crate::topology::stored::{self, Part, StageEntry, StoredCall, StoredStep, mark_ms};
 use crate::topology::{Destination, Emitted, Made, Mark, Rejected, Task, WORDS_SIZE_MAX};
 
 /// How often other shards are told of event time while something is on its way to them.
@@ -140,7 +140,7 @@ impl Shard {
         if made.is_empty() && marks.is_empty() {
             return false;
         }
-        let Made { changed, emitted, sunk, rejected, .. } = made;
+        let Made { changed, emitted, sunk, rejected, called, .. } = made;
         let sizes = self.sizes();
         let mut sorted = Sorted::default();
         for record in emitted {
@@ -171,7 +171,8 @@ impl Shard {
                 .map(|(key, value)| key.len() + value_size(value.as_deref()))
                 .sum::<usize>();
         let count = batches.len() + changes.len() + changed.len();
-        let added = size + count * ENTRY_OVERHEAD_MAX;
+        let called_size: usize = called.iter().map(StoredCall::size).sum();
+        let added = size + count * ENTRY_OVERHEAD_MAX + called_size;
         assert!(
             self.deferred.is_empty()
                 && self.wal.filling_size() + added <= self.wal.frame_size_max(),
@@ -180,6 +181,12 @@ impl Shard {
         for (id, batch) in batches {
             // A topic that is gone takes nothing.
             _ = self.fill(now, id, &batch);
+        }
+        // The state needs no results that were taken: they are there for those who read the log.
+        let called_key = stored::called_key(wired.task.plan().id());
+        for called in called {
+            self.wal.append_put(&called_key, &called.encode());
+            self.wal.append_delete(&called_key);
         }
         changes.into_iter().for_each(|change| self.record(change));
         for (key, value) in changed {

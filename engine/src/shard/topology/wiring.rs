@@ -56,6 +56,7 @@ impl Shard {
                 crowded: BTreeSet::new(),
                 is_crowded: false,
                 pause: None,
+                calls_open: 0,
                 counts: Counts::default(),
             });
         }
@@ -189,6 +190,7 @@ impl Shard {
         resume(&stored, &mut task);
         let mut dropping = self.given_up(&plan);
         dropping.extend(self.resume_seen(&plan, &mut task)?);
+        task.load_calls(&self.state)?;
         let mut inputs = Vec::new();
         for (source, route) in sources.iter().enumerate() {
             let own = (0..route.partition_count).filter(|index| route.shard_of(*index) == shard);

@@ -3,47 +3,61 @@
 use std::time::Duration;
 
 use tidemill::topology::{
-    Context, FiredTimer, Int64, MapState, Operator, OperatorError, SideOutput, States, TimeDomain,
-    Topology, Utf8, ValueState,
+    Context, FiredTimer, Int64, Keyed, MapState, Operator, OperatorError, SideOutput, States,
+    TimeDomain, Topology, Utf8, ValueState,
 };
 
 use super::item::{Item, Items, Mood};
-use super::{Flow, TIMER_MS_MAX, WindowRules};
+use super::{Flow, Streams, TIMER_MS_MAX, WindowRules};
 
 /// The graph of a flow.
-pub(super) fn graph(flow: Flow, rules: &WindowRules) -> Topology {
+pub(super) fn graph(flow: Flow, streams: &Streams) -> Topology {
+    let has_calls = streams.has_calls;
     let topology = Topology::new(flow.name());
     topology.dead_letter(&flow.dead_letter());
     match flow {
-        Flow::Count => count(&topology),
-        Flow::Rekey => rekey(&topology),
-        Flow::Windows => windows(&topology, rules),
-        Flow::Timers => timers(&topology),
-        Flow::Chain => chain(&topology),
+        Flow::Count => count(&topology, has_calls),
+        Flow::Rekey => rekey(&topology, has_calls),
+        Flow::Windows => windows(&topology, &streams.rules, has_calls),
+        Flow::Timers => timers(&topology, has_calls),
+        Flow::Chain => chain(&topology, has_calls),
     }
     topology
 }
 
-fn count(topology: &Topology) {
-    topology
-        .source(&Flow::Count.source(), Items)
-        .partitioned_by_key(Utf8)
-        .process("moody", Moody::new())
-        .count("count")
-        .sink(&Flow::Count.sink(), Int64);
+/// Passes items on, but for those that want to fail.
+fn moody(keyed: &Keyed<Utf8, Item>, has_calls: bool) -> Keyed<Utf8, Item> {
+    match has_calls {
+        true => keyed.blocking("moody", Items, Items, |_, item| act(item)),
+        false => keyed.process("moody", Moody::new()),
+    }
 }
 
-fn rekey(topology: &Topology) {
-    topology
-        .source(&Flow::Rekey.source(), Items)
-        .flat_map(Item::parts)
-        .key_by("anew", Utf8, Items, Item::new_key)
-        .process("moody", Moody::new())
-        .count("count")
-        .sink(&Flow::Rekey.sink(), Int64);
+/// What a blocking call does with an item.
+fn act(item: &Item) -> Result<Item, OperatorError> {
+    match item.mood() {
+        Mood::Error => Err("as asked".into()),
+        Mood::Panic => panic!("as asked"),
+        Mood::Fine | Mood::PanicAtOnce | Mood::Undecodable => Ok(item.clone()),
+    }
 }
 
-fn windows(topology: &Topology, rules: &WindowRules) {
+fn count(topology: &Topology, has_calls: bool) {
+    let keyed = topology.source(&Flow::Count.source(), Items).partitioned_by_key(Utf8);
+    moody(&keyed, has_calls).count("count").sink(&Flow::Count.sink(), Int64);
+}
+
+fn rekey(topology: &Topology, has_calls: bool) {
+    let keyed = topology.source(&Flow::Rekey.source(), Items).flat_map(Item::parts).key_by(
+        "anew",
+        Utf8,
+        Items,
+        Item::new_key,
+    );
+    moody(&keyed, has_calls).count("count").sink(&Flow::Rekey.sink(), Int64);
+}
+
+fn windows(topology: &Topology, rules: &WindowRules, has_calls: bool) {
     let milliseconds = |ms: i64| Duration::from_millis(ms.unsigned_abs());
     let source = topology.source(&Flow::Windows.source(), Items).event_time(
         Item::time_ms,
@@ -54,6 +68,7 @@ fn windows(topology: &Topology, rules: &WindowRules) {
         true => source.key_by("anew", Utf8, Items, Item::new_key),
         false => source.partitioned_by_key(Utf8),
     };
+    let keyed = if has_calls { moody(&keyed, true) } else { keyed };
     let late = SideOutput::new();
     let counted = keyed
         .window(rules.windows)
@@ -67,25 +82,19 @@ fn windows(topology: &Topology, rules: &WindowRules) {
         .sink(&Flow::Windows.sink(), Utf8);
 }
 
-fn timers(topology: &Topology) {
-    topology
-        .source(&Flow::Timers.source(), Items)
-        .partitioned_by_key(Utf8)
-        .process("moody", Moody::new())
-        .process("remind", Remind::new())
-        .sink(&Flow::Timers.sink(), Utf8);
+fn timers(topology: &Topology, has_calls: bool) {
+    let keyed = topology.source(&Flow::Timers.source(), Items).partitioned_by_key(Utf8);
+    moody(&keyed, has_calls).process("remind", Remind::new()).sink(&Flow::Timers.sink(), Utf8);
 }
 
-fn chain(topology: &Topology) {
+fn chain(topology: &Topology, has_calls: bool) {
     let middle = Flow::Chain.other().expect("it has one");
-    topology
+    let keyed = topology
         .source(&Flow::Chain.source(), Items)
         .filter(Item::passes_filter)
         .through(&middle, Items)
-        .key_by("anew", Utf8, Items, Item::new_key)
-        .process("moody", Moody::new())
-        .count("count")
-        .sink(&Flow::Chain.sink(), Int64);
+        .key_by("anew", Utf8, Items, Item::new_key);
+    moody(&keyed, has_calls).count("count").sink(&Flow::Chain.sink(), Int64);
 }
 
 /// Passes items on, and then fails or panics over those that want it: what was done until then must

@@ -222,6 +222,11 @@ impl World {
                 Ok(())
             }
             Effect::Verify(piece) => self.verify(index, &piece),
+            Effect::Call { call, request } => {
+                self.note(&[6, call.wiring, call.number]);
+                self.begin_call(index, call, request);
+                Ok(())
+            }
             Effect::Routes(routes) => {
                 self.note(&[5, routes.version]);
                 self.say(|| format!("{index} catalog {}", routes.version));

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use tidemill::effect::{CallId, CallRequest, Input};
 use tidemill_wal::format::PartitionId;
 
 use super::{Event, FINISH_US_MAX, World};
@@ -16,6 +17,9 @@ const REST_US: u64 = 3 * TIMER_MS_MAX as u64 * 1000;
 /// Starts of the node until nothing keeps topologies from their records any more.
 const STARTS_MAX: u64 = 30;
 
+/// The longest that a blocking call takes, in microseconds.
+const CALL_US_MAX: u64 = 5000;
+
 /// How often it is looked at whether topologies are at rest, in microseconds.
 const LOOK_US: u64 = 2000;
 
@@ -23,6 +27,20 @@ const LOOK_US: u64 = 2000;
 const UNREADABLE: &str = "records of ";
 
 impl World {
+    /// A blocking call takes any time, so calls end in any order; one that has not ended when the node
+    /// does is made again.
+    pub(super) fn begin_call(&mut self, shard: u16, call: CallId, request: CallRequest) {
+        let delay_us = self.stream_dice.skewed(1, CALL_US_MAX);
+        self.schedule(delay_us, Event::Call(shard, call, request));
+    }
+
+    pub(super) fn end_call(&mut self, shard: u16, call: CallId, request: &CallRequest) {
+        self.counts.calls += 1;
+        let result = self.plan.topologies[call.topology].make_call(request);
+        self.say(|| format!("{shard} {call:?} ends"));
+        self.give(shard, Input::Called { call, result });
+    }
+
     /// Everybody is done, event time comes to its end, and topologies come to rest; a crash between
     /// is one more start. False if there are none.
     pub(super) fn finish_streams(&mut self) -> Result<bool, String> {
@@ -113,7 +131,7 @@ impl World {
                 && slot.port.is_empty()
                 && !slot.port.has_backlog()
                 && slot.shard.gauges().outbox_depth == 0
-                && slot.shard.topologies().all(|facts| facts.waiting == 0);
+                && slot.shard.topologies().all(|it| it.waiting == 0 && it.calls_waiting == 0);
             if !is_quiet {
                 return false;
             }
