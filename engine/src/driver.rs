@@ -500,8 +500,12 @@ fn read_merge(disk: &MemoryStorage, plan: &MergePlan) -> Result<Vec<RunData>, Re
 }
 
 #[cfg(test)]
+mod figures;
+#[cfg(test)]
 mod hops;
 #[cfg(test)]
 mod restores;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod witness;

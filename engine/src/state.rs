@@ -102,6 +102,15 @@ impl Kind {
     }
 }
 
+/// How much of it there is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct StateSize {
+    /// Entries.
+    pub count: usize,
+    /// Bytes of their keys and values.
+    pub size: usize,
+}
+
 /// Bytes of a key. A short one lies in the map itself: a look-up in a large map waits for memory, and
 /// would wait once more for each key that it compares.
 type Key = SmallVec<[u8; 40]>;
@@ -121,6 +130,8 @@ pub struct State {
     /// In the order of their changes. One that went and came again is there twice.
     changed: VecDeque<Key>,
     size: usize,
+    /// Of each state of an operator that has entries, by its identity.
+    operator_states: BTreeMap<u64, StateSize>,
 }
 
 impl State {
@@ -137,31 +148,51 @@ impl State {
     fn put(&mut self, key: &[u8], value: Option<&[u8]>, is_change: bool) {
         let Some(value) = value else {
             let old = self.entries.remove(key);
-            self.size -= old.as_ref().map_or(0, |old| key.len() + old.value.len());
+            if let Some(old) = &old {
+                self.resize(key, Some(old.value.len()), None);
+            }
             if is_change && old.is_none_or(|old| !old.is_changed) {
                 self.changed.push_back(Key::from_slice(key));
             }
             return;
         };
-        let is_known = match self.entries.entry(Key::from_slice(key)) {
+        let (is_known, old_size) = match self.entries.entry(Key::from_slice(key)) {
             Entry::Occupied(mut entry) => {
                 let slot = entry.get_mut();
-                self.size = self.size - slot.value.len() + value.len();
+                let old_size = slot.value.len();
                 slot.value.clear();
                 slot.value.extend_from_slice(value);
                 let is_known = slot.is_changed;
                 slot.is_changed |= is_change;
-                is_known
+                (is_known, Some(old_size))
             }
             Entry::Vacant(entry) => {
-                self.size += key.len() + value.len();
                 let value = SmallVec::from_slice(value);
                 entry.insert(Slot { value, is_changed: is_change });
-                false
+                (false, None)
             }
         };
+        self.resize(key, old_size, Some(value.len()));
         if is_change && !is_known {
             self.changed.push_back(Key::from_slice(key));
+        }
+    }
+
+    /// An entry has another size than before: of its value, if it has one.
+    fn resize(&mut self, key: &[u8], old: Option<usize>, new: Option<usize>) {
+        if old == new {
+            return;
+        }
+        let of_entry = |value: Option<usize>| value.map_or(0, |size| key.len() + size);
+        self.size = self.size + of_entry(new) - of_entry(old);
+        if let Some(id) = operator_state(key) {
+            let of_state = self.operator_states.entry(id).or_default();
+            of_state.size = of_state.size + of_entry(new) - of_entry(old);
+            of_state.count =
+                of_state.count + usize::from(new.is_some()) - usize::from(old.is_some());
+            if of_state.count == 0 {
+                self.operator_states.remove(&id);
+            }
         }
     }
 
@@ -236,6 +267,18 @@ impl State {
     pub fn size(&self) -> usize {
         self.size
     }
+
+    /// How much of it is one state of an operator, by its identity.
+    pub fn of_operator_state(&self, id: u64) -> StateSize {
+        self.operator_states.get(&id).copied().unwrap_or_default()
+    }
+}
+
+/// The state of an operator that a key is of, if it is of one.
+fn operator_state(key: &[u8]) -> Option<u64> {
+    let (kind, rest) = key.split_first()?;
+    let (id, _) = rest.split_first_chunk::<8>()?;
+    (*kind == Kind::OperatorState as u8).then(|| u64::from_be_bytes(*id))
 }
 
 #[cfg(test)]
@@ -297,6 +340,32 @@ mod tests {
         let sizes = entries.map(|(key, value)| key.len() + value.len());
         assert_eq!(state.size(), sizes.sum::<usize>());
         assert_eq!(state.count(), expected.len());
+    }
+
+    #[test]
+    fn the_size_of_each_state_of_an_operator_is_that_of_its_entries() {
+        let key = |id: u64, entry: u8| Kind::OperatorState.key(&[&id.to_be_bytes(), &[entry]]);
+        let mut state = State::default();
+        let sizes = |state: &State| {
+            [1, 2].map(|id| {
+                let of_state = state.of_operator_state(id);
+                let prefix = Kind::OperatorState.key(&[&id.to_be_bytes()]);
+                let found: Vec<_> = state.range(&prefix).collect();
+                let size = found.iter().map(|(key, value)| key.len() + value.len()).sum();
+                assert_eq!(of_state, StateSize { count: found.len(), size });
+                (of_state.count, of_state.size)
+            })
+        };
+        state.apply(put(&key(1, 1), b"12"));
+        state.load(&key(1, 2), Some(b""));
+        state.apply(put(&key(2, 1), b"1"));
+        state.apply(put(&[Kind::Timer as u8, 0, 0, 0, 0, 0, 0, 0, 1, 1], b"no state"));
+        assert_eq!(sizes(&state), [(2, 22), (1, 11)]);
+        state.apply(put(&key(1, 1), b"1234"));
+        state.apply(Change { key: key(2, 1), value: None });
+        state.apply(Change { key: key(2, 1), value: None });
+        assert_eq!(sizes(&state), [(2, 24), (0, 0)]);
+        assert_eq!(state.operator_states.len(), 1, "what is gone takes no room");
     }
 
     #[test]

@@ -102,6 +102,12 @@ impl Daemon {
         Daemon { data, kafka, admin, command, arguments, environment, process, log }
     }
 
+    /// Sets a variable of its environment, from the next start on.
+    pub fn set_environment(&mut self, name: &str, value: &str) {
+        self.environment.retain(|(known, _)| known != name);
+        self.environment.push((name.to_owned(), value.to_owned()));
+    }
+
     /// Starts the process again on the same directory and ports, and waits until it is ready.
     pub fn restart(&mut self) {
         self.spawn();
@@ -351,6 +357,12 @@ pub fn dump_binary() -> &'static Path {
 pub fn counting_binary() -> &'static Path {
     static FOUND: OnceLock<PathBuf> = OnceLock::new();
     FOUND.get_or_init(|| find("counting_node", "TIDEMILL_COUNTING_NODE_BIN"))
+}
+
+/// The node whose topology dies of some records, which Cargo builds beside this test.
+pub fn deadly_binary() -> &'static Path {
+    static FOUND: OnceLock<PathBuf> = OnceLock::new();
+    FOUND.get_or_init(|| find("deadly_node", "TIDEMILL_DEADLY_NODE_BIN"))
 }
 
 fn find(name: &str, variable: &str) -> PathBuf {

@@ -24,8 +24,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::{Instant, Sleep, sleep, timeout};
 
-use super::metrics;
-use super::telemetry::{OperatorFigures, ShardTelemetry, Telemetry, TopologyFigures};
+use super::telemetry::Telemetry;
+use super::{metrics, topologies};
 use crate::command::StateQuery;
 
 /// Most open connections: a scraper, probes and a few people. Each may hold 400 KiB of a
@@ -94,7 +94,7 @@ async fn serve(
         .route("/health/live", get(live))
         .route("/health/ready", get(ready))
         .route("/metrics", get(metrics_page))
-        .route("/topologies", get(topologies))
+        .route("/topologies", get(topologies_page))
         .route("/topologies.dot", get(topologies_dot))
         .route("/topologies/{topology}/state/{operator}/{state}", get(state_page))
         .with_state(telemetry);
@@ -164,54 +164,12 @@ async fn metrics_page(State(telemetry): State<Arc<Telemetry>>) -> Response {
     }
 }
 
-fn operator(it: &OperatorFigures) -> Value {
-    json!({
-        "operator": it.operator,
-        "records": it.records,
-        "timers": it.timers,
-        "emitted": it.emitted,
-        "late": it.late,
-        "failed": it.failed,
-        "watermark_ms": it.watermark_ms,
-    })
+async fn topologies_page(State(telemetry): State<Arc<Telemetry>>) -> Json<Value> {
+    Json(topologies::page(&telemetry))
 }
 
-/// Every topology: its graph, and how it is on each shard.
-async fn topologies(State(telemetry): State<Arc<Telemetry>>) -> Json<Value> {
-    let shards: Vec<_> = telemetry.shards().map(ShardTelemetry::topologies).collect();
-    let figures = |name: &str| -> Vec<Value> {
-        let of_shard = |(shard, figures): (usize, &Arc<Vec<TopologyFigures>>)| {
-            let it = figures.iter().find(|it| it.topology == name)?;
-            Some(json!({
-                "shard": shard,
-                "paused_because": it.pause,
-                "records": it.records,
-                "arrivals": it.arrivals,
-                "timers": it.timers,
-                "sent": it.sent,
-                "misplaced": it.misplaced,
-                "late": it.late,
-                "rejected": it.rejected,
-                "missed": it.missed,
-                "waiting": it.waiting,
-                "calls": it.calls,
-                "calls_waiting": it.calls_waiting,
-                "calls_open": it.calls_open,
-                "watermark_ms": it.watermark_ms,
-                "operators": it.operators.iter().map(operator).collect::<Vec<_>>(),
-            }))
-        };
-        shards.iter().enumerate().filter_map(of_shard).collect()
-    };
-    let graphs = telemetry.about.graphs.iter().map(|graph| {
-        let edges = graph.edges.iter().map(|(from, to)| json!({ "from": from, "to": to }));
-        json!({
-            "topology": graph.topology,
-            "edges": edges.collect::<Vec<_>>(),
-            "shards": figures(&graph.topology),
-        })
-    });
-    Json(graphs.collect())
+async fn topologies_dot(State(telemetry): State<Arc<Telemetry>>) -> String {
+    topologies::dot(&telemetry)
 }
 
 /// Which key is asked for.
@@ -288,23 +246,6 @@ fn unhex(digits: &str) -> Option<Bytes> {
     let byte = |pair: &[u8; 2]| Some((digit(pair[0])? << 4 | digit(pair[1])?) as u8);
     let bytes: Option<Vec<u8>> = pairs.iter().map(byte).collect();
     rest.is_empty().then_some(bytes?.into())
-}
-
-/// All graphs in the language of Graphviz.
-async fn topologies_dot(State(telemetry): State<Arc<Telemetry>>) -> String {
-    let quoted = |text: &str| format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\""));
-    let mut dot = String::from("digraph tidemill {\n");
-    for (index, graph) in telemetry.about.graphs.iter().enumerate() {
-        let name = &graph.topology;
-        dot += &format!("  subgraph cluster_{index} {{\n    label = {};\n", quoted(name));
-        for (from, to) in &graph.edges {
-            // Nodes of one name belong to one topology each.
-            let node = |node: &str| quoted(&format!("{name}: {node}"));
-            dot += &format!("    {} -> {};\n", node(from), node(to));
-        }
-        dot += "  }\n";
-    }
-    dot + "}\n"
 }
 
 /// A listener that takes a connection only when there is a seat for it.
@@ -401,7 +342,7 @@ mod tests {
     use tidemill_wal::format::{PartitionId, TopicId};
 
     use super::*;
-    use crate::admin::{About, Committed, Graph, Offsets, Outcome, PartitionEnd};
+    use crate::admin::{About, Committed, Graph, Offsets, Outcome, PartitionEnd, TopologyFigures};
 
     fn telemetry() -> Arc<Telemetry> {
         telemetry_with(Vec::new())
@@ -435,7 +376,7 @@ mod tests {
         assert!(body.contains("\"paused_because\":\"there is no topic\""), "{body}");
         assert!(body.contains("\"records\":3"), "{body}");
         let dot = page(&server, "/topologies.dot");
-        assert!(dot.contains(r#""t: topic in" -> "t: the \"end\"";"#), "{dot}");
+        assert!(dot.contains(r#""t: topic in" -> "t: the \"end\"" [label = "0"];"#), "{dot}");
         let metrics = page(&server, "/metrics");
         let line = r#"tidemill_topology_records_total{topology="t",shard="1"} 3"#;
         assert!(metrics.contains(line), "{metrics}");

@@ -17,7 +17,8 @@ use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::{Registry, Unit};
 
-use super::telemetry::{Histogram, OperatorFigures, ShardTelemetry, Telemetry, TopologyFigures};
+use super::telemetry::{Histogram, ShardTelemetry, Telemetry};
+use super::topologies;
 
 /// Content type of the page.
 pub(super) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -86,8 +87,8 @@ struct Row {
     value: fn(&ShardTelemetry) -> u64,
 }
 
-const GAUGE: MetricType = MetricType::Gauge;
-const COUNTER: MetricType = MetricType::Counter;
+pub(super) const GAUGE: MetricType = MetricType::Gauge;
+pub(super) const COUNTER: MetricType = MetricType::Counter;
 
 fn rows() -> Vec<Row> {
     let row = |name, help, unit, kind, value| Row { name, help, unit, kind, value };
@@ -353,114 +354,6 @@ fn encode_lag(telemetry: &Telemetry, encoder: &mut DescriptorEncoder) -> fmt::Re
     gauge(&mut family, &[], omitted)
 }
 
-/// A family with one value for each topology and shard.
-struct TopologyRow {
-    name: &'static str,
-    help: &'static str,
-    kind: MetricType,
-    value: fn(&TopologyFigures) -> u64,
-}
-
-fn topology_rows() -> [TopologyRow; 13] {
-    let row = |name, help, kind, value| TopologyRow { name, help, kind, value };
-    [
-        row("topology_records", "Records of sources that were processed.", COUNTER, |it| {
-            it.records
-        }),
-        row("topology_arrivals", "Records of other shards that were processed.", COUNTER, |it| {
-            it.arrivals
-        }),
-        row("topology_timers", "Timers that fired.", COUNTER, |it| it.timers),
-        row("topology_sent", "Records that were sent to another shard.", COUNTER, |it| it.sent),
-        row(
-            "topology_misplaced",
-            "Records whose producer put them into another partition than their key's.",
-            COUNTER,
-            |it| it.misplaced,
-        ),
-        row("topology_late", "Records that came too late.", COUNTER, |it| it.late),
-        row("topology_rejected", "Calls that failed.", COUNTER, |it| it.rejected),
-        row(
-            "topology_missed",
-            "Records that retention or a deletion took before they were read.",
-            COUNTER,
-            |it| it.missed,
-        ),
-        row("topology_waiting", "Entries of other shards that wait.", GAUGE, |it| it.waiting),
-        row("topology_calls", "Blocking calls whose result was taken.", COUNTER, |it| it.calls),
-        row("topology_calls_waiting", "Records that wait for blocking calls.", GAUGE, |it| {
-            it.calls_waiting
-        }),
-        row("topology_calls_open", "Blocking calls that are being made.", GAUGE, |it| {
-            it.calls_open
-        }),
-        row(
-            "topology_paused",
-            "Whether the topology does not run; the page /topologies says why.",
-            GAUGE,
-            |it| u64::from(it.pause.is_some()),
-        ),
-    ]
-}
-
-/// A family with one value for each operator, topology and shard.
-struct OperatorRow {
-    name: &'static str,
-    help: &'static str,
-    value: fn(&OperatorFigures) -> u64,
-}
-
-const OPERATOR_ROWS: [OperatorRow; 5] = [
-    OperatorRow {
-        name: "operator_records",
-        help: "Records that came to the operator.",
-        value: |it| it.records,
-    },
-    OperatorRow {
-        name: "operator_timers",
-        help: "Timers of the operator that fired.",
-        value: |it| it.timers,
-    },
-    OperatorRow {
-        name: "operator_emitted",
-        help: "Values that the operator passed on.",
-        value: |it| it.emitted,
-    },
-    OperatorRow {
-        name: "operator_late",
-        help: "Records that came too late for the operator.",
-        value: |it| it.late,
-    },
-    OperatorRow {
-        name: "operator_failed",
-        help: "Calls of the operator that failed.",
-        value: |it| it.failed,
-    },
-];
-
-fn encode_operators(
-    shards: &[Arc<Vec<TopologyFigures>>],
-    encoder: &mut DescriptorEncoder,
-) -> fmt::Result {
-    for row in OPERATOR_ROWS {
-        let mut family = encoder.encode_descriptor(row.name, row.help, None, COUNTER)?;
-        for (shard, figures) in shards.iter().enumerate() {
-            let shard = shard.to_string();
-            for figures in figures.iter() {
-                for operator in &figures.operators {
-                    let topology = escaped(&figures.topology);
-                    let name = escaped(&operator.operator);
-                    let labels =
-                        [("topology", &*topology), ("operator", &*name), ("shard", &*shard)];
-                    let value = (row.value)(operator);
-                    ConstCounter::new(value).encode(family.encode_family(&labels)?)?;
-                }
-            }
-        }
-    }
-    Ok(())
-}
-
 fn encode_topologies(telemetry: &Telemetry, encoder: &mut DescriptorEncoder) -> fmt::Result {
     if telemetry.about.graphs.is_empty() {
         return Ok(());
@@ -475,24 +368,7 @@ fn encode_topologies(telemetry: &Telemetry, encoder: &mut DescriptorEncoder) -> 
         let labels = [("shard", index.to_string())];
         histogram(&mut family.encode_family(&labels)?, &[&shard.longest_call], MICROSECONDS)?;
     }
-    let shards: Vec<_> = telemetry.shards().map(ShardTelemetry::topologies).collect();
-    for row in topology_rows() {
-        let mut family = encoder.encode_descriptor(row.name, row.help, None, row.kind)?;
-        for (shard, figures) in shards.iter().enumerate() {
-            for figures in figures.iter() {
-                let (name, shard) = (escaped(&figures.topology), shard.to_string());
-                let labels = [("topology", &*name), ("shard", &*shard)];
-                let value = (row.value)(figures);
-                match row.kind {
-                    MetricType::Counter => {
-                        ConstCounter::new(value).encode(family.encode_family(&labels)?)?;
-                    }
-                    _ => gauge(&mut family, &labels, value)?,
-                }
-            }
-        }
-    }
-    encode_operators(&shards, encoder)
+    topologies::encode(telemetry, encoder)
 }
 
 fn encode_disks(telemetry: &Telemetry, encoder: &mut DescriptorEncoder) -> fmt::Result {
@@ -514,7 +390,11 @@ fn encode_disks(telemetry: &Telemetry, encoder: &mut DescriptorEncoder) -> fmt::
     Ok(())
 }
 
-fn gauge(family: &mut MetricEncoder, labels: &[(&str, &str)], value: u64) -> fmt::Result {
+pub(super) fn gauge(
+    family: &mut MetricEncoder,
+    labels: &[(&str, &str)],
+    value: u64,
+) -> fmt::Result {
     // Above 2^53 a float rounds; no byte count here comes near.
     let value = value as f64;
     if labels.is_empty() {
@@ -526,7 +406,7 @@ fn gauge(family: &mut MetricEncoder, labels: &[(&str, &str)], value: u64) -> fmt
 
 /// The encoder writes label values as they are, but a client chooses the names of groups, and a
 /// quote in one would spoil the whole page.
-fn escaped(text: &str) -> String {
+pub(super) fn escaped(text: &str) -> String {
     text.replace('\\', r"\\").replace('"', r#"\""#).replace('\n', r"\n")
 }
 

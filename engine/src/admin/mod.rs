@@ -11,9 +11,11 @@ mod http;
 mod metrics;
 pub mod notify;
 pub mod telemetry;
+mod topologies;
 
 pub use self::http::Server;
 pub use self::telemetry::{
-    About, ApiTelemetry, Budget, Committed, Counter, Flag, Gauge, Graph, Histogram, Offsets,
-    OperatorFigures, Outcome, PartitionEnd, Scale, ShardTelemetry, Telemetry, TopologyFigures,
+    About, ApiTelemetry, Budget, Committed, Counter, EdgeFigures, Flag, Gauge, Graph, Histogram,
+    Offsets, OperatorFigures, Outcome, PartitionEnd, Scale, ShardTelemetry, Spread, StageFigures,
+    Telemetry, TopologyFigures,
 };

@@ -299,6 +299,8 @@ pub struct TopologyFigures {
     pub rejected: u64,
     /// Entries of other shards that wait for their turn.
     pub waiting: u64,
+    /// Bytes of these.
+    pub waiting_size: u64,
     /// Blocking calls whose result was taken.
     pub calls: u64,
     /// Records that wait for blocking calls.
@@ -311,6 +313,70 @@ pub struct TopologyFigures {
     pub watermark_ms: Option<i64>,
     /// Its operators.
     pub operators: Vec<OperatorFigures>,
+    /// The edges of its graph.
+    pub edges: Vec<EdgeFigures>,
+    /// Where its keys meet their state.
+    pub stages: Vec<StageFigures>,
+}
+
+/// What passes an edge of a topology's graph on one shard.
+#[derive(Debug, Clone, Default)]
+pub struct EdgeFigures {
+    /// What it comes from, by name.
+    pub from: String,
+    /// What it leads to, by name.
+    pub to: String,
+    /// Values that passed it.
+    pub records: u64,
+}
+
+/// What waits before a stage of a topology on one shard.
+#[derive(Debug, Clone, Default)]
+pub struct StageFigures {
+    /// Its name.
+    pub stage: String,
+    /// Records of other shards that wait for their turn.
+    pub waiting: u64,
+    /// Bytes of the batches that they are in.
+    pub waiting_size: u64,
+}
+
+/// A histogram that was counted elsewhere.
+#[derive(Debug, Clone, Default)]
+pub struct Spread {
+    /// Sum of all values.
+    pub sum: u64,
+    /// Upper bounds, `None` for no bound, each with the count of its own bucket.
+    pub buckets: Vec<(Option<u64>, u64)>,
+}
+
+impl Spread {
+    /// Adds the counts of another one with the same buckets; an empty one has none.
+    pub(super) fn add(&mut self, other: &Self) {
+        self.sum += other.sum;
+        if self.buckets.is_empty() {
+            self.buckets.clone_from(&other.buckets);
+            return;
+        }
+        for ((_, count), (_, more)) in self.buckets.iter_mut().zip(&other.buckets) {
+            *count += more;
+        }
+    }
+
+    pub(super) fn count(&self) -> u64 {
+        self.buckets.iter().map(|(_, count)| count).sum()
+    }
+
+    /// The bound that so many of a hundred values do not exceed, if there are values and it is known.
+    pub(super) fn percentile(&self, percent: u64) -> Option<u64> {
+        let wanted = (self.count() * percent).div_ceil(100).max(1);
+        let mut seen = 0;
+        let bucket = self.buckets.iter().find(|(_, count)| {
+            seen += count;
+            seen >= wanted
+        });
+        bucket.and_then(|(bound, _)| *bound)
+    }
 }
 
 /// What an operator of a topology does on one shard.
@@ -330,6 +396,14 @@ pub struct OperatorFigures {
     pub failed: u64,
     /// Its event time, in milliseconds since 1970, if it has one.
     pub watermark_ms: Option<i64>,
+    /// How far that is behind the machine's clock, in milliseconds; less than 0 if it is before it.
+    pub watermark_lag_ms: Option<i64>,
+    /// Entries of its state.
+    pub state_entries: u64,
+    /// Bytes of their keys and values.
+    pub state_size: u64,
+    /// Nanoseconds that calls of it took.
+    pub call_times: Spread,
 }
 
 /// Questions that may wait for one shard.

@@ -1,8 +1,15 @@
 //! The only clock: what every step is told the time by.
 
+use std::sync::LazyLock;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use crate::effect::Now;
+
+/// Nanoseconds of the monotonic clock since it was first asked for: a stopwatch, which no step is told.
+pub fn stopwatch_ns() -> u64 {
+    static BEGIN: LazyLock<Instant> = LazyLock::new(Instant::now);
+    BEGIN.elapsed().as_nanos() as u64
+}
 
 /// Monotonic since the start of the process, and the machine's wall clock.
 #[derive(Debug, Clone, Copy)]

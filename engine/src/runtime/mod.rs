@@ -7,6 +7,7 @@
 mod calls;
 mod clock;
 mod connection;
+mod figures;
 mod helper;
 mod hub;
 pub mod identity;
@@ -23,6 +24,7 @@ mod serving;
 mod signals;
 pub mod tickets;
 mod uring;
+mod witness;
 mod worker;
 
 use std::io;

@@ -19,7 +19,7 @@ use tidemill_wal::recovery::ScanError;
 use tidemill_wal::store::StoreError;
 
 use super::calls::Calls;
-use super::clock::Clock;
+use super::clock::{Clock, stopwatch_ns};
 use super::helper::{Helper, Mailbox};
 use super::hub::{Hub, Limits};
 use super::identity::{self, Identity, IdentityError, shard_directory};
@@ -29,6 +29,7 @@ use super::placement;
 use super::serving::Serving;
 use super::signals::StopSignals;
 use super::uring::{EventFd, Uring};
+use super::witness;
 use super::worker::{Budgets, Outside, Phase, Places, Worker};
 use crate::admin::Server;
 use crate::admin::notify::Notify;
@@ -545,13 +546,28 @@ impl ShardStart {
                 }
                 Ok((opened, storage.into_lock()))
             });
-        let (opened, _lock) = match opened {
+        let (mut opened, _lock) = match opened {
             Ok(opened) => opened,
             Err(error) => {
                 let _ = self.events.send(Event::Failed { shard, error: Box::new(error) });
                 return Ok(());
             }
         };
+        opened.shard.measure_calls(stopwatch_ns);
+        if opened.shard.has_topologies() {
+            match witness::open(&self.places.data) {
+                Ok(witness) => opened.shard.note_calls(witness),
+                // On a full disk the node has to start all the same.
+                Err(error) => tracing::warn!(
+                    shard,
+                    %error,
+                    "what a topology does when it ends the process cannot be noted"
+                ),
+            }
+            for (topology, why) in opened.shard.paused_topologies() {
+                tracing::error!(shard, topology, "the topology is paused: {why}");
+            }
+        }
         if let Some(torn) = &opened.torn {
             tracing::warn!(
                 shard,

@@ -19,6 +19,7 @@ use tidemill_wal::format::{FileName, FrameKind};
 use tokio::sync::oneshot;
 
 use super::calls::Calls;
+use super::figures;
 use super::helper::{Helper, Mailbox, Request};
 use super::hub::Hub;
 use super::inbox::next_input;
@@ -28,14 +29,11 @@ use super::log::{InFlight, LogWriter};
 use super::mesh::{Arrival, Packet};
 use super::tickets::ConnectionId;
 use super::uring::{Completion, EventFd, Token};
-use crate::admin::telemetry::{
-    Committed, Offsets, OperatorFigures, PartitionEnd, Question, TopologyFigures,
-};
+use crate::admin::telemetry::{Committed, Offsets, PartitionEnd, Question};
 use crate::command::{Command, Reply, StateEntry, Ticket};
 use crate::effect::{Effect, Input, Notice, Now, ReadId};
 use crate::exit_code::ExitCode;
-use crate::shard::{Gauges, Shard, TopologyFacts};
-use crate::topology::OperatorCounts;
+use crate::shard::{Gauges, Shard};
 
 /// A call of an operator that takes longer is told of.
 const CALL_TIME_NOTABLE: Duration = Duration::from_millis(100);
@@ -528,11 +526,11 @@ impl Worker {
         telemetry.state.set(gauges.state_size);
         telemetry.disk_full.set(gauges.is_disk_full);
         self.jobs.set_pace(pace(self.places.settle_rate, &gauges));
-        let now_ms = self.hub.shared.clock.now().monotonic_ms;
-        if now_ms < self.next_figures_ms {
+        let now = self.hub.shared.clock.now();
+        if now.monotonic_ms < self.next_figures_ms {
             return Ok(());
         }
-        self.next_figures_ms = now_ms + FIGURES_INTERVAL_MS;
+        self.next_figures_ms = now.monotonic_ms + FIGURES_INTERVAL_MS;
         // A frame does not wait for figures.
         self.hub.shared.uring.submit()?;
         self.hub.look_after();
@@ -558,7 +556,9 @@ impl Worker {
         });
         let committed = committed.chain(read).collect();
         telemetry.publish_offsets(Offsets { committed, ends: ends.collect() });
-        telemetry.publish_topologies(self.shard.topologies().map(figures).collect());
+        let topologies = self.shard.topologies();
+        let topologies = topologies.map(|facts| figures::of_topology(facts, now.wall_ms));
+        telemetry.publish_topologies(topologies.collect());
         Ok(())
     }
 
@@ -646,6 +646,7 @@ impl Worker {
                 self.handle_completions(&mut None)?;
             }
         }
+        self.shard.forget_ends();
         // Dropping the jobs waits for those that are open.
         Ok(())
     }
@@ -672,37 +673,4 @@ fn die_of_disk(fault: &DiskFault) -> ! {
 fn die(code: ExitCode, reason: &str) -> ! {
     tracing::error!(reason, exit_code = code.number(), "the node ends");
     std::process::exit(i32::from(code.number()))
-}
-
-fn figures(facts: TopologyFacts<'_>) -> TopologyFigures {
-    let TopologyFacts { plan, pause, counts, watermark_ms, waiting, operators, .. } = facts;
-    let (calls_waiting, calls_open) = (facts.calls_waiting, facts.calls_open);
-    let known = |time_ms: i64| (time_ms != i64::MIN).then_some(time_ms);
-    let operator = |(name, counts, time_ms): (&str, OperatorCounts, i64)| OperatorFigures {
-        operator: name.to_owned(),
-        records: counts.records,
-        timers: counts.timers,
-        emitted: counts.emitted,
-        late: counts.late,
-        failed: counts.failed,
-        watermark_ms: known(time_ms),
-    };
-    TopologyFigures {
-        topology: plan.name().to_owned(),
-        pause: pause.map(str::to_owned),
-        records: counts.records,
-        arrivals: counts.arrivals,
-        timers: counts.timers,
-        sent: counts.sent,
-        misplaced: counts.misplaced,
-        late: counts.late,
-        rejected: counts.rejected,
-        waiting,
-        calls: counts.calls,
-        calls_waiting,
-        calls_open,
-        missed: counts.missed,
-        watermark_ms: watermark_ms.and_then(known),
-        operators: operators.into_iter().map(operator).collect(),
-    }
 }

@@ -45,7 +45,7 @@ use crate::topology::Plan;
 
 pub use contents::Contents;
 pub use open::{OpenError, Opened, partition_of};
-pub use topology::TopologyFacts;
+pub use topology::{EdgeFacts, OperatorFacts, StageFacts, TopologyFacts};
 
 /// What a shard is told at its start.
 #[derive(Debug, Clone)]

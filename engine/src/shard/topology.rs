@@ -7,6 +7,7 @@
 
 mod arrivals;
 mod calls;
+mod facts;
 mod group;
 mod inputs;
 mod output;
@@ -20,13 +21,14 @@ use tidemill_wal::format::{ENTRY_OVERHEAD_MAX, PartitionId, Sequence, ShardId};
 use tidemill_wal::limits::FRAME_SIZE_TARGET;
 
 use self::arrivals::Queue;
+pub use self::facts::{EdgeFacts, OperatorFacts, StageFacts, TopologyFacts};
 use self::inputs::Input;
 use super::{Outgoing, Shard};
 use crate::command::TopicRoute;
 use crate::effect::{Effect, MeshMessage, Now};
 use crate::outbox::ENTRIES_MAX;
 use crate::state::Kind;
-use crate::topology::{Counts, Fired, OperatorCounts, Plan, Step, Task};
+use crate::topology::{Figures, Fired, Plan, Step, Stopwatch, Task, Witness};
 
 /// Most bytes that the records of a batch may take when they are decompressed.
 const RECORDS_SIZE_MAX: usize = 64 << 20;
@@ -68,7 +70,10 @@ pub(super) struct Hosted {
     pause: Option<Pause>,
     /// Blocking calls that were asked for and have not ended, of this wiring and earlier ones.
     calls_open: usize,
-    counts: Counts,
+    /// It does not run, for a call of it has ended the process too often: which one, in words.
+    culprit: Option<String>,
+    /// Before it was wired.
+    figures: Figures,
 }
 
 /// Why a topology does not run.
@@ -91,27 +96,6 @@ impl std::fmt::Debug for Hosted {
         let name = self.plan.name();
         formatter.debug_struct("Hosted").field("name", &name).field("pause", &self.pause).finish()
     }
-}
-
-/// A topology on this shard, for people.
-#[derive(Debug)]
-pub struct TopologyFacts<'s> {
-    /// The topology.
-    pub plan: &'s Plan,
-    /// Why it does not run.
-    pub pause: Option<&'s str>,
-    /// What it has done since the start.
-    pub counts: Counts,
-    /// The oldest event time of an operator, in milliseconds since 1970; none if it has no topics.
-    pub watermark_ms: Option<i64>,
-    /// Entries of other shards that wait for their turn.
-    pub waiting: u64,
-    /// Records that wait for blocking calls.
-    pub calls_waiting: u64,
-    /// Blocking calls that are being made.
-    pub calls_open: u64,
-    /// Each operator: its name, what it has done, its event time in milliseconds since 1970.
-    pub operators: Vec<(&'s str, OperatorCounts, i64)>,
 }
 
 /// With its topics.
@@ -231,6 +215,10 @@ pub(super) struct Topologies {
     due_ms: Option<u64>,
     /// All state is more than its budget.
     is_over_budget: bool,
+    /// What calls are measured with.
+    stopwatch: Option<Stopwatch>,
+    /// Where calls are noted.
+    witness: Option<&'static Witness>,
 }
 
 impl Topologies {
@@ -261,61 +249,42 @@ impl Topologies {
     }
 }
 
-/// What the operators of a task have done.
-fn operators(task: &Task) -> Vec<(&str, OperatorCounts, i64)> {
-    let names = task.plan().operator_names().iter().map(String::as_str);
-    let times = task.watermarks_ms();
-    let operators = names.zip(task.operators()).zip(times);
-    operators.map(|((name, counts), time_ms)| (name, *counts, *time_ms)).collect()
-}
-
 const OVER_BUDGET: &str = "the state of this shard is at its budget; raise `state_budget`, or let \
                            operators forget";
 
 impl Shard {
-    /// Why a topology does not run, for each that does not.
-    pub fn paused_topologies(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.topologies.hosted.iter().filter_map(|it| Some((it.plan.name(), self.pause_of(it)?)))
-    }
-
     /// Whether it was told to run any.
     pub fn has_topologies(&self) -> bool {
         !self.topologies.hosted.is_empty()
     }
 
-    fn pause_of<'s>(&self, hosted: &'s Hosted) -> Option<&'s str> {
-        let over_budget = self.topologies.is_over_budget.then_some(OVER_BUDGET);
-        hosted.pause.as_ref().map(|pause| pause.why.as_str()).or(over_budget)
+    /// Measures calls of operators with this from now on; to be said before they first work.
+    pub fn measure_calls(&mut self, stopwatch: Stopwatch) {
+        self.topologies.stopwatch = Some(stopwatch);
     }
 
-    /// What each topology has done here since the start, and how it is.
-    pub fn topologies(&self) -> impl Iterator<Item = TopologyFacts<'_>> {
-        self.topologies.hosted.iter().map(|hosted| {
-            let task = hosted.wired.as_ref().map(|wired| &wired.task);
-            let watermark_ms =
-                task.and_then(|task| task.times().operators_ms().iter().min().copied());
-            TopologyFacts {
-                plan: &hosted.plan,
-                pause: self.pause_of(hosted),
-                counts: task.map_or(hosted.counts, Task::counts),
-                watermark_ms,
-                waiting: hosted.queues.iter().map(Queue::waiting).sum::<usize>() as u64,
-                calls_waiting: task.map_or(0, Task::waiting_calls) as u64,
-                calls_open: hosted.calls_open as u64,
-                operators: task.map(operators).unwrap_or_default(),
+    /// Notes each call of operators here while it runs; to be said before they first work. A topology
+    /// whose call ended the processes before this one too often does not run.
+    pub fn note_calls(&mut self, witness: &'static Witness) {
+        self.topologies.witness = Some(witness);
+        let Some((call, ends)) = witness.start() else { return };
+        for hosted in &mut self.topologies.hosted {
+            if hosted.plan.id() == call.topology() {
+                let shown = call.shown(&hosted.plan);
+                hosted.culprit = Some(format!(
+                    "the process ended {ends} times in a row inside of it, at {shown}; nothing is \
+                     lost. Mend the program, stop the node and start it again: a stop that is asked \
+                     for forgets this"
+                ));
             }
-        })
+        }
     }
 
-    /// How far each topology has read the partitions of this shard: its name, the next offset.
-    pub fn topology_progress(&self) -> impl Iterator<Item = (&str, PartitionId, u64)> {
-        fn inputs(hosted: &Hosted) -> &[Input] {
-            hosted.wired.as_ref().map_or(&[], |wired| &wired.inputs)
+    /// The node ends as it should: no call is to blame any more.
+    pub fn forget_ends(&self) {
+        if let Some(witness) = self.topologies.witness {
+            witness.forget();
         }
-        self.topologies.hosted.iter().flat_map(move |hosted| {
-            let name = hosted.plan.name();
-            inputs(hosted).iter().map(move |input| (name, input.id, input.next_offset))
-        })
     }
 
     /// Entries of other shards that are stored for topologies.
@@ -399,7 +368,7 @@ impl Shard {
         let hosted = &mut self.topologies.hosted[index];
         let is_due = |pause: &Pause| pause.until_ms.is_some_and(|at_ms| at_ms <= now.monotonic_ms);
         hosted.pause.take_if(|pause| is_due(pause));
-        if hosted.pause.is_some() || !has_room {
+        if hosted.pause.is_some() || hosted.culprit.is_some() || !has_room {
             return false;
         }
         let Some(mut wired) = hosted.wired.take() else { return false };
@@ -424,6 +393,9 @@ impl Shard {
     /// monotonic clock. What is due and waits for something else has no time.
     fn topologies_due(&self, now: Now) -> Option<u64> {
         let due_ms = |hosted: &Hosted| {
+            if hosted.culprit.is_some() {
+                return None;
+            }
             if let Some(pause) = &hosted.pause {
                 return pause.until_ms;
             }

@@ -26,12 +26,22 @@ pub(super) struct Item<K, V> {
 /// The way out of a node with keys.
 pub(super) type KeyedOutlet<K, V> = Arc<Outlet<Item<<K as Codec>::Value, V>>>;
 
+/// The way into a stage.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Way {
+    pub(super) stage: usize,
+    /// The edge of the graph.
+    edge: usize,
+}
+
 /// Values by key, each where the key's state is.
 pub struct Keyed<K: Codec, V> {
     pub(super) shared: Shared,
     pub(super) outlet: KeyedOutlet<K, V>,
     pub(super) keys: K,
     pub(super) stage: usize,
+    /// The edge into the stage.
+    edge: usize,
     pub(super) from: String,
     pub(super) origins: Vec<Origin>,
     /// Of the operators that are attached to it.
@@ -63,20 +73,24 @@ impl<K: Codec, V: Clone + Send + 'static> Keyed<K, V> {
                 }
             }
         };
-        let stage = shared.with(|parts| {
+        let (stage, edge) = shared.with(|parts| {
             if parts.stages.iter().any(|stage| stage.name == name) {
                 let fault = "give each a name of its own";
                 parts.faults.push(format!("two streams are keyed as {name:?}; {fault}"));
             }
-            let to = format!("key {name}");
-            parts.edges.push((from.to_owned(), to));
+            let edge = parts.add_edge(from, format!("key {name}"));
             let (inputs, receive) = (inputs.to_vec(), Box::new(receive));
             parts.stages.push(StageNode { name: name.clone(), inputs, receive });
-            parts.stages.len() - 1
+            (parts.stages.len() - 1, edge)
         });
         let (from, origins) = (format!("key {name}"), vec![Origin::Stage(stage)]);
         let (shared, time_to_live) = (shared.clone(), None);
-        Self { shared, outlet, keys, stage, from, origins, time_to_live }
+        Self { shared, outlet, keys, stage, edge, from, origins, time_to_live }
+    }
+
+    /// The way into its stage.
+    pub(super) fn way(&self) -> Way {
+        Way { stage: self.stage, edge: self.edge }
     }
 
     fn after<U: Clone + Send + 'static>(&self, outlet: KeyedOutlet<K, U>) -> Keyed<K, U> {
@@ -85,6 +99,7 @@ impl<K: Codec, V: Clone + Send + 'static> Keyed<K, V> {
             outlet,
             keys: self.keys.clone(),
             stage: self.stage,
+            edge: self.edge,
             from: self.from.clone(),
             origins: self.origins.clone(),
             time_to_live: self.time_to_live,
@@ -211,12 +226,12 @@ impl<K: Codec, V: Clone + Send + 'static> Keyed<K, V> {
         let from = (&self.from[..], &self.origins[..]);
         let (shared, name) = (&self.shared, name.to_owned());
         let keyed = Keyed::stage(shared, from, name, keys.clone(), values.clone());
-        let (stage, outlet) = (keyed.stage, keyed.outlet.clone());
+        let (way, outlet) = (keyed.way(), keyed.outlet.clone());
         self.outlet.attach(move |run, Item { key: before, value }| {
             let key = key(&before, &value);
             let mut bytes = Vec::new();
             keys.encode(&key, &mut bytes);
-            enter(run, stage, &outlet, &values, (key, bytes.into()), value);
+            enter(run, way, &outlet, &values, (key, bytes.into()), value);
         });
         keyed
     }
@@ -259,7 +274,7 @@ impl<K: Codec, V: Clone + Send + 'static> Keyed<K, V> {
     {
         let outlet: KeyedOutlet<K, O::Out> = Outlet::new();
         let operator = Arc::new(operator);
-        let (identity, expiry) = self.shared.with(|parts| {
+        let (identity, edge, expiry) = self.shared.with(|parts| {
             let topology = parts.name.clone();
             let identity = Arc::new(Identity {
                 topology: NameId::of(&[&topology]),
@@ -274,7 +289,7 @@ impl<K: Codec, V: Clone + Send + 'static> Keyed<K, V> {
                 declared: &mut parts.states,
             });
             let states = parts.states[first_state..].iter().map(|state| state.id).collect();
-            parts.edges.push((self.from.clone(), name.to_owned()));
+            let edge = parts.add_edge(&self.from, name.to_owned());
             let fire = fire(&identity, self.keys.clone(), operator.clone(), outlet.clone());
             let (id, inputs) = (identity.operator, self.origins.clone());
             let uses_event_time = operator.uses_event_time();
@@ -282,12 +297,13 @@ impl<K: Codec, V: Clone + Send + 'static> Keyed<K, V> {
             let expiry = self.time_to_live.map(|time_to_live| {
                 Expiry::add(parts, name, time_to_live, states, self.origins.clone())
             });
-            (identity, expiry)
+            (identity, edge, expiry)
         });
         let next = outlet.clone();
         let index = identity.index;
         self.outlet.attach(move |run, Item { key, value }| {
             let bytes = run.key().cloned().unwrap_or_default();
+            run.count_edge(edge);
             run.counts_of(identity.index).records += 1;
             call(run, &identity, (&key, &bytes), &next, |context| {
                 operator.on_record(context, &key, value)
@@ -307,11 +323,14 @@ impl<K: Codec, V: Clone + Send + 'static> Keyed<K, V> {
 
     /// Writes keys and values to a topic.
     pub fn sink<C: Codec<Value = V>>(&self, topic: &str, codec: C) {
-        let sink = self.shared.with(|parts| {
-            parts.edges.push((self.from.clone(), format!("topic {topic}")));
-            parts.add_sink(topic)
+        let (sink, edge) = self.shared.with(|parts| {
+            let edge = parts.add_edge(&self.from, format!("topic {topic}"));
+            (parts.add_sink(topic), edge)
         });
-        self.outlet.attach(move |run, Item { value, .. }| emit(run, sink, &codec, &value));
+        self.outlet.attach(move |run, Item { value, .. }| {
+            run.count_edge(edge);
+            emit(run, sink, &codec, &value);
+        });
     }
 }
 
@@ -345,12 +364,13 @@ fn fire<K: Codec, O: Operator<Key = K::Value>>(
 /// A value with its key comes to a stage: here, or on the shard where the key lives.
 pub(super) fn enter<K: Clone + Send + 'static, C: Codec>(
     run: &mut Run<'_>,
-    stage: usize,
+    Way { stage, edge }: Way,
     outlet: &Outlet<Item<K, C::Value>>,
     values: &C,
     (key, bytes): (K, Bytes),
     value: C::Value,
 ) {
+    run.count_edge(edge);
     let (partition, shard) = run.circumstances().place(stage, &bytes);
     let timestamp_ms = run.timestamp_ms();
     if shard == run.circumstances().shard {

@@ -18,6 +18,7 @@ mod codec_protobuf;
 mod context;
 pub mod declared;
 mod expiry;
+mod figures;
 mod join;
 mod key;
 mod keyed;
@@ -32,6 +33,7 @@ mod task;
 mod tests;
 mod watermark;
 mod window;
+mod witness;
 
 use std::cell::Cell;
 use std::collections::HashMap;
@@ -44,6 +46,7 @@ pub use self::codec_avro::Avro;
 #[cfg(feature = "protobuf")]
 pub use self::codec_protobuf::Protobuf;
 pub use self::context::{Context, FiredTimer, Operator, OperatorError};
+pub use self::figures::{CallTimes, Counts, Figures, MEASURED_ONE_IN, Stopwatch};
 pub use self::join::{Either, JoinedStreams};
 pub use self::key::{NameId, TimeDomain, Timer, partition_of_state, state_prefix};
 pub use self::keyed::Keyed;
@@ -56,10 +59,11 @@ pub use self::state::{
 };
 pub use self::stream::{Origin, SideOutput, Source, Stream, TimeRules};
 pub use self::task::{
-    Asked, Counts, Fired, Made, Rejected, Step, Surroundings, Taken, Task, WORDS_SIZE_MAX,
+    Asked, Fired, Made, Rejected, Step, Surroundings, Taken, Task, WORDS_SIZE_MAX,
 };
 pub use self::watermark::{EventTimes, Mark};
 pub use self::window::{Windowed, WindowedStream, Windows};
+pub use self::witness::{Call, Witness};
 
 use self::run::Run;
 use self::stream::{Parts, Shared};

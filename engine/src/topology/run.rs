@@ -16,6 +16,7 @@ use tidemill_wal::limits::{KEY_SIZE_MAX, VALUE_SIZE_MAX};
 use tidemill_wal::mutation::{self, Mutation};
 
 use super::blocking::Line;
+use super::figures::Stopwatch;
 use super::key;
 use super::stored::StoredCall;
 use crate::batch::Record;
@@ -120,6 +121,8 @@ pub struct Circumstances {
     pub step: u64,
     /// Most that one call may want, in bytes.
     pub size_max: usize,
+    /// What the next call is measured with, if it is.
+    pub stopwatch: Option<Stopwatch>,
 }
 
 impl Circumstances {
@@ -234,6 +237,10 @@ pub struct Wanted {
     pub late: u64,
     /// What each operator did that was called, by its number.
     pub operators: Vec<(usize, OperatorCounts)>,
+    /// Values that passed edges of the graph, by the edge's number.
+    pub edges: Vec<(usize, u64)>,
+    /// Nanoseconds that calls of operators took, by the operator's number, if it was measured.
+    pub call_times: Vec<(usize, u64)>,
     /// Event time of the record, where its source has a rule for that.
     pub event_time_ms: Option<i64>,
     /// Records that are to wait for blocking calls, in order.
@@ -291,6 +298,8 @@ pub struct Run<'r> {
     cause: Cause,
     /// Random numbers so far.
     drawn: u64,
+    /// Nanoseconds of the operators inside of the one that runs.
+    inner_ns: u64,
 }
 
 /// An entry of state: key and value.
@@ -320,6 +329,7 @@ impl<'r> Run<'r> {
             headers: Headers::new(),
             cause: Cause::default(),
             drawn: 0,
+            inner_ns: 0,
         }
     }
 
@@ -427,11 +437,31 @@ impl<'r> Run<'r> {
     /// Does something as an operator, which a panic or a failure is told with.
     pub(super) fn named<T>(&mut self, operator: usize, act: impl FnOnce(&mut Self) -> T) -> T {
         let before = std::mem::replace(&mut self.operator, operator);
-        let result = act(self);
+        let result = match self.circumstances.stopwatch {
+            Some(stopwatch) => self.measured(operator, stopwatch, act),
+            None => act(self),
+        };
         // After a panic or a failure the name stays that of the culprit.
         if self.failure.is_none() {
             self.operator = before;
         }
+        result
+    }
+
+    /// Notes how long it takes, without the operators inside.
+    fn measured<T>(
+        &mut self,
+        operator: usize,
+        stopwatch: Stopwatch,
+        act: impl FnOnce(&mut Self) -> T,
+    ) -> T {
+        let outer_ns = std::mem::take(&mut self.inner_ns);
+        let begun_ns = stopwatch();
+        let result = act(self);
+        let took_ns = stopwatch().saturating_sub(begun_ns);
+        let own_ns = took_ns.saturating_sub(self.inner_ns);
+        self.wanted.call_times.push((operator, own_ns));
+        self.inner_ns = outer_ns + took_ns;
         result
     }
 
@@ -531,6 +561,14 @@ impl<'r> Run<'r> {
         self.counts_of(self.operator).late += 1;
     }
 
+    /// A value passes an edge of the graph.
+    pub(super) fn count_edge(&mut self, edge: usize) {
+        match self.wanted.edges.iter_mut().find(|(it, _)| *it == edge) {
+            Some((_, count)) => *count += 1,
+            None => self.wanted.edges.push((edge, 1)),
+        }
+    }
+
     /// What an operator does in this call.
     pub(super) fn counts_of(&mut self, operator: usize) -> &mut OperatorCounts {
         let known = self.wanted.operators.iter().position(|(it, _)| *it == operator);
@@ -620,6 +658,7 @@ mod tests {
             seed: 1,
             step: 1,
             size_max: 1000,
+            stopwatch: None,
         }
     }
 

@@ -141,6 +141,12 @@ impl Parts {
         })
     }
 
+    /// The number of the edge from one named thing to another.
+    pub(super) fn add_edge(&mut self, from: &str, to: String) -> usize {
+        self.edges.push((from.to_owned(), to));
+        self.edges.len() - 1
+    }
+
     pub(super) fn add_operator(&mut self, name: &str, operator: OperatorNode) -> usize {
         if self.names.iter().any(|known| known == name) {
             self.faults.push(format!("two operators are called {name:?}; give each its own name"));
@@ -263,7 +269,7 @@ impl<C: Codec> Source<C> {
             keys.clone(),
             self.codec.clone(),
         );
-        let (stage, outlet) = (keyed.stage, keyed.outlet.clone());
+        let (way, outlet) = (keyed.way(), keyed.outlet.clone());
         let codec = self.codec.clone();
         self.stream.outlet.attach(move |run, value| {
             let Some(bytes) = run.key().cloned() else {
@@ -273,8 +279,8 @@ impl<C: Codec> Source<C> {
                 Ok(key) => key,
                 Err(error) => return run.fail_with(&error.to_string()),
             };
-            run.check_place(stage, &bytes);
-            enter(run, stage, &outlet, &codec, (key, bytes), value);
+            run.check_place(way.stage, &bytes);
+            enter(run, way, &outlet, &codec, (key, bytes), value);
         });
         keyed
     }
@@ -398,12 +404,12 @@ impl<V: Clone + Send + 'static> Stream<V> {
     ) -> Keyed<K, V> {
         let (shared, name) = (&self.shared, name.to_owned());
         let keyed = Keyed::stage(shared, self.place(), name, keys.clone(), values.clone());
-        let (stage, outlet) = (keyed.stage, keyed.outlet.clone());
+        let (way, outlet) = (keyed.way(), keyed.outlet.clone());
         self.outlet.attach(move |run, value| {
             let key = key(&value);
             let mut bytes = Vec::new();
             keys.encode(&key, &mut bytes);
-            enter(run, stage, &outlet, &values, (key, bytes.into()), value);
+            enter(run, way, &outlet, &values, (key, bytes.into()), value);
         });
         keyed
     }
@@ -416,11 +422,14 @@ impl<V: Clone + Send + 'static> Stream<V> {
 
     /// Writes the values to a topic, each with the key of the record that it is made of.
     pub fn sink<C: Codec<Value = V>>(&self, topic: &str, codec: C) {
-        let sink = self.shared.with(|parts| {
-            parts.edges.push((self.from.clone(), format!("topic {topic}")));
-            parts.add_sink(topic)
+        let (sink, edge) = self.shared.with(|parts| {
+            let edge = parts.add_edge(&self.from, format!("topic {topic}"));
+            (parts.add_sink(topic), edge)
         });
-        self.outlet.attach(move |run, value| emit(run, sink, &codec, &value));
+        self.outlet.attach(move |run, value| {
+            run.count_edge(edge);
+            emit(run, sink, &codec, &value);
+        });
     }
 }
 

@@ -17,12 +17,12 @@ use tidemill_wal::mutation::{self, Mutation};
 
 pub use self::calls::Asked;
 use self::calls::Calls;
+use super::figures::{Counts, Figures, Sampler, Stopwatch};
 use super::key::{TimeDomain, Timer};
-use super::run::{
-    Circumstances, Destination, Emitted, Failure, OperatorCounts, StagePlace, Wanted,
-};
-use super::stored::StoredCall;
+use super::run::{Circumstances, Destination, Emitted, Failure, StagePlace, Wanted};
+use super::stored::{Position, StoredCall};
 use super::watermark::EventTimes;
+use super::witness::{Call, Witness};
 use super::{NameId, Plan};
 use crate::batch::{Record, RecordBatch};
 use crate::command::partition_shard;
@@ -130,29 +130,6 @@ pub enum Fired {
     CutAmid,
 }
 
-/// Counts since the start, for metrics.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Counts {
-    /// Records of sources.
-    pub records: u64,
-    /// Records from other shards.
-    pub arrivals: u64,
-    /// Timers that fired.
-    pub timers: u64,
-    /// Records that were sent to another shard, for their key lives there.
-    pub sent: u64,
-    /// Of these, those whose producer should have known.
-    pub misplaced: u64,
-    /// Records that came too late.
-    pub late: u64,
-    /// Calls that failed.
-    pub rejected: u64,
-    /// Blocking calls whose result was taken.
-    pub calls: u64,
-    /// Records that retention or a deletion took before they were read.
-    pub missed: u64,
-}
-
 /// A topology on one shard.
 pub struct Task {
     plan: Arc<Plan>,
@@ -166,9 +143,14 @@ pub struct Task {
     stuck: Option<Failure>,
     /// Records that wait for blocking calls.
     calls: Calls,
-    counts: Counts,
-    /// What each operator has done since the start.
-    operators: Vec<OperatorCounts>,
+    figures: Figures,
+    sampler: Sampler,
+    /// Where calls are noted.
+    witness: Option<&'static Witness>,
+    /// Identities of the topics that it reads, for that.
+    topics: Vec<NameId>,
+    /// The shard that sent the next record of a stage, and where that is in its outbox.
+    arriving: (u16, Position),
 }
 
 impl Task {
@@ -196,11 +178,40 @@ impl Task {
             seed: 0,
             step: 0,
             size_max: 0,
+            stopwatch: None,
         };
-        let (made, counts) = (Made::default(), Counts::default());
-        let operators = vec![OperatorCounts::default(); plan.operator_names().len()];
-        let (stuck, calls) = (None, Calls::default());
-        Self { plan, times, monotonic_ms, circumstances, made, stuck, calls, counts, operators }
+        let (figures, made, sampler) = (Figures::new(&plan), Made::default(), Sampler::default());
+        let topics = plan.sources().map(|topic| NameId::of(&[topic])).collect();
+        Self {
+            plan,
+            times,
+            monotonic_ms,
+            circumstances,
+            made,
+            stuck: None,
+            calls: Calls::default(),
+            figures,
+            sampler,
+            witness: None,
+            topics,
+            arriving: (0, Position::default()),
+        }
+    }
+
+    /// Notes each call here while it runs.
+    pub fn note_calls(&mut self, witness: Option<&'static Witness>) {
+        self.witness = witness;
+    }
+
+    /// The next record of a stage is the one at this place of a shard's outbox.
+    pub fn expect_arrival(&mut self, sender: u16, position: Position) {
+        self.arriving = (sender, position);
+    }
+
+    /// Goes on counting from there, and measures calls with this.
+    pub fn resume_figures(&mut self, figures: Figures, stopwatch: Option<Stopwatch>) {
+        self.figures = figures;
+        self.sampler.stopwatch = stopwatch;
     }
 
     /// Event time of an operator, as the last step left it: up to where its timers have all fired, and
@@ -269,17 +280,17 @@ impl Task {
 
     /// Counts since the start.
     pub fn counts(&self) -> Counts {
-        self.counts
+        self.figures.counts
     }
 
-    /// What each operator has done since the start, by its number.
-    pub fn operators(&self) -> &[OperatorCounts] {
-        &self.operators
+    /// What it has done since the start.
+    pub fn figures(&self) -> &Figures {
+        &self.figures
     }
 
     /// Counts, to be changed.
     pub fn counts_mut(&mut self) -> &mut Counts {
-        &mut self.counts
+        &mut self.figures.counts
     }
 
     /// Where the keys of a stage are.
@@ -348,7 +359,11 @@ impl Task {
         record: &Record,
         room: usize,
     ) -> Taken {
+        self.circumstances.stopwatch = self.sampler.next();
+        let (topology, topic) = (self.plan.id(), self.topics[source]);
+        self.enter(|| Call::record(topology, topic, partition, record.offset));
         let result = self.plan.on_record(state, &self.circumstances, (source, partition), record);
+        self.leave();
         let time_ms = match &result {
             Ok(wanted) => wanted.event_time_ms.unwrap_or(record.timestamp_ms),
             // Nobody knows its time: it moves none.
@@ -368,7 +383,7 @@ impl Task {
             }
         };
         if taken == Taken::Done {
-            self.counts.records += 1;
+            self.figures.counts.records += 1;
             self.times.on_record(source, partition, time_ms, self.monotonic_ms);
         }
         taken
@@ -382,7 +397,11 @@ impl Task {
         record: &Record,
         room: usize,
     ) -> Taken {
+        self.circumstances.stopwatch = self.sampler.next();
+        let (topology, id) = (self.plan.id(), self.plan.stage_ids()[stage]);
+        self.enter(|| Call::arrival(topology, (id, partition), self.arriving));
         let result = self.plan.on_arrival(state, &self.circumstances, (stage, partition), record);
+        self.leave();
         let taken = match result {
             Ok(wanted) => self.take(state, wanted, room),
             Err(failure) => {
@@ -391,7 +410,7 @@ impl Task {
                 self.reject(Rejected { failure, record: Some(record.clone()), origin }, room)
             }
         };
-        self.counts.arrivals += u64::from(taken == Taken::Done);
+        self.figures.counts.arrivals += u64::from(taken == Taken::Done);
         taken
     }
 
@@ -403,7 +422,7 @@ impl Task {
         room: usize,
         goes_on: &mut dyn FnMut() -> bool,
     ) -> Fired {
-        let count_before = self.counts.timers;
+        let count_before = self.figures.counts.timers;
         let plan = self.plan.clone();
         for (index, (operator, _)) in plan.operators().enumerate() {
             let seen_ms = &mut self.circumstances.watermarks_ms[index];
@@ -426,7 +445,7 @@ impl Task {
         });
         match has_fired {
             false => Fired::Cut,
-            true if self.counts.timers == count_before => Fired::None,
+            true if self.figures.counts.timers == count_before => Fired::None,
             true => Fired::All,
         }
     }
@@ -446,7 +465,11 @@ impl Task {
             if !goes_on() {
                 return false;
             }
-            let taken = match self.plan.on_timer(state, &self.circumstances, &timer) {
+            self.circumstances.stopwatch = self.sampler.next();
+            self.enter(|| Call::timer(&timer));
+            let result = self.plan.on_timer(state, &self.circumstances, &timer);
+            self.leave();
+            let taken = match result {
                 Ok(wanted) => self.take(state, wanted, room),
                 Err(failure) => {
                     let origin = format!("timer of {:?} at {}", timer.operator, timer.time_ms);
@@ -461,7 +484,19 @@ impl Task {
             if taken == Taken::NoRoom {
                 return false;
             }
-            self.counts.timers += 1;
+            self.figures.counts.timers += 1;
+        }
+    }
+
+    fn enter(&self, call: impl FnOnce() -> Call) {
+        if let Some(witness) = self.witness {
+            witness.enter(call());
+        }
+    }
+
+    fn leave(&self) {
+        if let Some(witness) = self.witness {
+            witness.leave();
         }
     }
 
@@ -480,13 +515,12 @@ impl Task {
             return Taken::NoRoom;
         }
         self.made.size += size;
-        self.counts.misplaced += wanted.misplaced;
-        self.counts.late += wanted.late;
+        let counts = &mut self.figures.counts;
+        counts.misplaced += wanted.misplaced;
+        counts.late += wanted.late;
         let is_sent = |it: &&Emitted| matches!(it.to, Destination::Stage { .. });
-        self.counts.sent += wanted.emitted.iter().filter(is_sent).count() as u64;
-        for (operator, counts) in wanted.operators {
-            self.operators[operator] += counts;
-        }
+        counts.sent += wanted.emitted.iter().filter(is_sent).count() as u64;
+        self.figures.add(&wanted);
         for (key, value) in wanted.changes {
             self.change(state, key, value);
         }
@@ -521,11 +555,11 @@ impl Task {
             return Taken::NoRoom;
         }
         self.made.size += size;
-        self.counts.rejected += 1;
+        self.figures.counts.rejected += 1;
         let culprit = rejected.failure.place();
         let culprit = self.plan.operator_names().iter().position(|name| name == culprit);
         if let Some(culprit) = culprit {
-            self.operators[culprit].failed += 1;
+            self.figures.operators[culprit].failed += 1;
         }
         if !mutation::is_on(Mutation::ForgetDeadLetter) {
             self.made.rejected.push(rejected);

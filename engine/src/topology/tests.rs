@@ -17,6 +17,7 @@ fn circumstances() -> Circumstances {
         seed: 7,
         step: 1,
         size_max: 1 << 20,
+        stopwatch: None,
     }
 }
 

@@ -4,7 +4,7 @@
 //! is sent again, for its filter was not durable when the power went, is known by that and not taken
 //! twice.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::iter::Peekable;
 
 use bytes::Bytes;
@@ -17,7 +17,7 @@ use crate::effect::{Change, Effect};
 use crate::shard::Shard;
 use crate::state::State;
 use crate::topology::stored::{self, Part, Position, StageEntry};
-use crate::topology::{Plan, Taken};
+use crate::topology::{NameId, Plan, Taken};
 
 /// Shards whose entries came in this step: the filter that says so is recorded after them.
 #[derive(Debug)]
@@ -50,12 +50,32 @@ struct Arrival {
     is_stored: bool,
 }
 
+/// Records for one stage that wait for their turn.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Waiting {
+    pub(super) records: u64,
+    /// Bytes of the batches that they are in.
+    pub(super) size: u64,
+}
+
+impl Waiting {
+    /// In a part of an entry, with the stage that it is for.
+    fn of(part: &Part) -> Option<(NameId, Self)> {
+        let Part::Stage { stage, batch, .. } = part else { return None };
+        // One that cannot be read is told of when its turn comes.
+        let records = RecordBatch::stored(batch.clone()).map_or(0, |it| it.record_count());
+        Some((*stage, Self { records: records.into(), size: batch.len() as u64 }))
+    }
+}
+
 /// Entries of one shard, in order.
 #[derive(Default)]
 pub(super) struct Queue {
     waiting: VecDeque<Arrival>,
     /// Bytes of these.
     size: usize,
+    /// Of these the records, for each stage; the batch that is being taken counts as a whole.
+    records: BTreeMap<NameId, Waiting>,
     /// Everything before this was taken.
     position: Position,
     /// Whether it has gone on in this step.
@@ -90,6 +110,17 @@ impl Queue {
         self.size
     }
 
+    /// Records for a stage that wait for their turn.
+    pub(super) fn waiting_for(&self, stage: NameId) -> Waiting {
+        let mut waiting = self.records.get(&stage).copied().unwrap_or_default();
+        let open = self.waiting.front().filter(|it| it.sequence == self.position.sequence);
+        let open = open.and_then(|it| it.entry.parts.get(self.position.part as usize));
+        if open.and_then(Waiting::of).is_some_and(|(of, _)| of == stage) {
+            waiting.records = waiting.records.saturating_sub(self.position.record.into());
+        }
+        waiting
+    }
+
     pub(super) fn position(&self) -> Position {
         self.position
     }
@@ -100,6 +131,13 @@ impl Queue {
         }
         let entry = StageEntry::decode(bytes).ok_or("an entry of a topology cannot be read")?;
         self.size += bytes.len();
+        let is_begun = sequence == self.position.sequence;
+        let taken = if is_begun { self.position.part as usize } else { 0 };
+        for (stage, waiting) in entry.parts.iter().skip(taken).filter_map(Waiting::of) {
+            let known = self.records.entry(stage).or_default();
+            known.records += waiting.records;
+            known.size += waiting.size;
+        }
         self.waiting.push_back(Arrival { sequence, entry, bytes: bytes.clone(), is_stored });
         Ok(())
     }
@@ -110,6 +148,21 @@ impl Queue {
         let is_begun = self.position.sequence == first.sequence;
         let part = if is_begun { self.position.part as usize } else { 0 };
         matches!(first.entry.parts.get(part), Some(Part::Stage { .. }))
+    }
+
+    /// The first part that was not taken is, as a whole.
+    fn end_part(&mut self) {
+        let first = self.waiting.front();
+        let part = first.and_then(|it| it.entry.parts.get(self.position.part as usize));
+        if let Some((stage, waiting)) = part.and_then(Waiting::of)
+            && let Some(known) = self.records.get_mut(&stage)
+        {
+            known.records -= waiting.records;
+            known.size -= waiting.size;
+        }
+        self.position.part += 1;
+        self.position.record = 0;
+        self.is_moved = true;
     }
 
     /// The first entry was taken. Its key, if it is in the state.
@@ -211,6 +264,7 @@ impl Shard {
                         if task.has_many_calls() {
                             return Turn::Took;
                         }
+                        task.expect_arrival(sender as u16, queue.position);
                         if !goes_on()
                             || task.on_arrival(&mut self.state, place, record, room)
                                 == Taken::NoRoom
@@ -224,9 +278,7 @@ impl Shard {
                     queue.open = None;
                 }
             }
-            queue.position.part += 1;
-            queue.position.record = 0;
-            queue.is_moved = true;
+            queue.end_part();
         }
         queue.is_moved = true;
         if let Some(key) = queue.end_entry(task.plan(), sender) {

@@ -14,8 +14,8 @@ use crate::state::Kind;
 use crate::topology::declared::{StoredStates, states_key};
 use crate::topology::stored::{self, StoredStep, mark_of};
 use crate::topology::{
-    Counts, CreatedTopic, KEY_PARTITIONS, NameId, Plan, StagePlace, Surroundings, Task, TimeDomain,
-    Timer,
+    CreatedTopic, Figures, KEY_PARTITIONS, NameId, Plan, StagePlace, Surroundings, Task,
+    TimeDomain, Timer,
 };
 
 impl Wired {
@@ -57,7 +57,8 @@ impl Shard {
                 is_crowded: false,
                 pause: None,
                 calls_open: 0,
-                counts: Counts::default(),
+                culprit: None,
+                figures: Figures::new(plan),
             });
         }
         self.topologies.needs_wiring = true;
@@ -141,7 +142,7 @@ impl Shard {
                 known.is_some_and(|it| it.partition_count == route.partition_count)
             };
             if let Some(wired) = hosted.wired.take_if(|wired| !wired.topics().all(is_same)) {
-                hosted.counts = wired.task.counts();
+                hosted.figures = wired.task.figures().clone();
             }
         }
         for index in 0..self.topologies.hosted.len() {
@@ -149,8 +150,8 @@ impl Shard {
             if hosted.wired.is_some() {
                 continue;
             }
-            let (plan, counts) = (hosted.plan.clone(), hosted.counts);
-            let wired = self.wired(plan, counts, now);
+            let (plan, figures) = (hosted.plan.clone(), hosted.figures.clone());
+            let wired = self.wired(plan, figures, now);
             let hosted = &mut self.topologies.hosted[index];
             match wired {
                 Ok(wired) => (hosted.wired, hosted.pause) = (Some(wired), None),
@@ -166,7 +167,7 @@ impl Shard {
         }
     }
 
-    fn wired(&mut self, plan: Arc<Plan>, counts: Counts, now: Now) -> Result<Wired, String> {
+    fn wired(&mut self, plan: Arc<Plan>, figures: Figures, now: Now) -> Result<Wired, String> {
         let routes = self.catalog.routes();
         let topic = |name: &str| {
             let missing = || format!("there is no topic {name:?}; create it");
@@ -186,7 +187,8 @@ impl Shard {
         let stored = self.state.value(&stored::step_key(plan.id())).map(StoredStep::decode);
         let stored = stored.transpose()?.unwrap_or_default();
         let mut task = Task::new(plan.clone(), surroundings, stored.clock_ms, now.monotonic_ms);
-        *task.counts_mut() = counts;
+        task.resume_figures(figures, self.topologies.stopwatch);
+        task.note_calls(self.topologies.witness);
         resume(&stored, &mut task);
         let mut dropping = self.given_up(&plan);
         dropping.extend(self.resume_seen(&plan, &mut task)?);

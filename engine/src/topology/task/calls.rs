@@ -158,7 +158,7 @@ impl Task {
         };
         match taken {
             Taken::Done => {
-                self.counts.calls += 1;
+                self.figures.counts.calls += 1;
                 self.calls.remove(operator, time_ms, size);
                 if self.plan.first_waiting(state, &line).is_some() {
                     self.calls.ready.push_back(line);

@@ -178,7 +178,7 @@ fn a_call_that_fails_or_panics_is_a_dead_letter_and_the_next_is_made() {
     assert_eq!(received(&mut world, dead), told);
     assert_eq!(letters(&mut world, dead), ["key in-0"; 2]);
     let facts = world.shard.topologies().next().expect("one runs");
-    assert_eq!((facts.counts.rejected, facts.operators[0].1.failed), (2, 2));
+    assert_eq!((facts.counts.rejected, facts.operators[0].counts.failed), (2, 2));
     assert_eq!(open(&restarted(world, calling())), [""; 0]);
 }
 
