@@ -30,6 +30,7 @@ use std::time::Duration;
 use clap::{ArgMatches, Command};
 use tidemill_wal::limits::{BLOCK_SIZE, FRAME_SIZE_MAX};
 
+pub use self::flags::VERIFY_REPLAY_FLAG;
 pub use self::setting::{ENVIRONMENT_PREFIX, Origin, Problem, Setting};
 use self::setting::{nearest, settings};
 use self::value::Value;
@@ -275,6 +276,8 @@ fn parse_within<T: Value>(text: &str, range: Option<(&str, &str)>) -> Result<T, 
 pub enum Action {
     /// Run the node.
     Serve(Config),
+    /// Run topologies once more over what a stopped node recorded.
+    VerifyReplay(Config),
     /// Print every value with its origin.
     Show(Config),
     /// Say that the configuration is good.
@@ -395,6 +398,7 @@ impl Action {
             innermost = inner;
         }
 
+        let is_check = innermost.get_flag(VERIFY_REPLAY_FLAG);
         let mut problems = Vec::new();
         let variables = own_variables(environment, &mut problems);
         let mut config = Config::default();
@@ -413,7 +417,14 @@ impl Action {
         if problems.is_empty() {
             config.check(&mut problems);
         }
-        if problems.is_empty() { Ok((make(config), own)) } else { Err(LoadError::Bad(problems)) }
+        if !problems.is_empty() {
+            return Err(LoadError::Bad(problems));
+        }
+        let action = match make(config) {
+            Self::Serve(config) if is_check => Self::VerifyReplay(config),
+            action => action,
+        };
+        Ok((action, own))
     }
 }
 

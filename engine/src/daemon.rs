@@ -12,6 +12,12 @@ use crate::exit_code::ExitCode;
 use crate::runtime::Serving;
 use crate::topology::{self, BadTopology, Plan, Topology};
 
+pub use crate::config::VERIFY_REPLAY_FLAG;
+
+/// How the answer to `--verify-replay` begins on standard output: so another program knows that there was
+/// a check.
+pub const VERIFY_REPLAY_REPORT: &str = "verify-replay: ";
+
 /// A node that is about to start, with every flag, variable and file of `tidemill`.
 pub struct Daemon {
     action: Result<Action, config::LoadError>,
@@ -46,10 +52,10 @@ impl Daemon {
     }
 
     /// Changes settings before the node starts, such as defaults that are others here. Without effect
-    /// if it is not to serve.
+    /// if it is neither to serve nor to run topologies once more.
     #[must_use]
     pub fn adjust(mut self, change: impl FnOnce(&mut Config)) -> Self {
-        if let Ok(Action::Serve(config)) = &mut self.action {
+        if let Ok(Action::Serve(config) | Action::VerifyReplay(config)) = &mut self.action {
             change(config);
         }
         self
@@ -72,8 +78,8 @@ impl Daemon {
         self
     }
 
-    /// Does what the arguments ask for: serves until a signal asks to stop, or shows the
-    /// configuration. The result is what the process is to end with.
+    /// Does what the arguments ask for: serves until a signal asks to stop, runs topologies once more over
+    /// what was recorded (`--verify-replay`), or shows the configuration. The result is what the process is to end with.
     pub fn run(self) -> process::ExitCode {
         self.run_beside(|_| ())
     }
@@ -82,11 +88,12 @@ impl Daemon {
     /// have to end by themselves when the node is asked to stop.
     pub fn run_beside(self, begin: impl FnOnce(Serving)) -> process::ExitCode {
         let code = match self.action {
-            Ok(Action::Serve(_)) if !self.faults.is_empty() => {
+            Ok(Action::Serve(_) | Action::VerifyReplay(_)) if !self.faults.is_empty() => {
                 self.faults.iter().for_each(|fault| eprintln!("tidemill: {fault}"));
                 ExitCode::Configuration
             }
             Ok(Action::Serve(config)) => serve(&config, &self.plans, begin),
+            Ok(Action::VerifyReplay(config)) => verify_replay(&config, &self.plans),
             Ok(Action::Show(config)) => print(&config.show()),
             Ok(Action::Check(_)) => print("The configuration is good.\n"),
             Ok(Action::PrintDefault) => print(&Config::default_file()),
@@ -113,6 +120,21 @@ fn serve(config: &Config, plans: &[Arc<Plan>], begin: impl FnOnce(Serving)) -> E
             eprintln!("tidemill: {error}");
             error.exit_code()
         }
+    }
+}
+
+fn verify_replay(config: &Config, plans: &[Arc<Plan>]) -> ExitCode {
+    end_at_panics();
+    let report = match crate::runtime::verify_replay(config, plans) {
+        Ok(report) => report,
+        Err(error) => {
+            eprintln!("tidemill: {error}");
+            return error.exit_code();
+        }
+    };
+    match print(&format!("{VERIFY_REPLAY_REPORT}{report}\n")) {
+        ExitCode::Success if report.differing > 0 => ExitCode::Difference,
+        code => code,
     }
 }
 

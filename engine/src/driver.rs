@@ -24,6 +24,7 @@ use crate::command::{
 };
 use crate::effect::{Effect, ExtentRead, Input, Now, ReadFault, ReadFrom};
 use crate::group::GroupLimits;
+use crate::replay::{self, Report, ShardError};
 use crate::reshard::ReshardError;
 use crate::shard::{OpenError, Shard, ShardOptions};
 use crate::topology::{BadTopology, Plan, Topology};
@@ -78,6 +79,17 @@ pub enum DriverError {
     /// What was on its way between its shards when their number was to change.
     #[error(transparent)]
     Reshard(#[from] ReshardError),
+}
+
+/// Why nothing can be run once more.
+#[derive(Debug, thiserror::Error)]
+pub enum ReplayError {
+    /// The topology itself.
+    #[error(transparent)]
+    Topology(#[from] BadTopology),
+    /// What is on the disks.
+    #[error(transparent)]
+    Shard(#[from] ShardError),
 }
 
 /// A record to be written, or one that was read.
@@ -329,6 +341,17 @@ impl TestDriver {
         paused.map(|(name, why)| (name.to_owned(), why.to_owned())).collect()
     }
 
+    /// Runs topologies once more over what the log has of them, and says what came out otherwise: the
+    /// same topologies, to see whether they look at something else than records and state; or changed
+    /// ones.
+    pub fn verify_replay(&self, topologies: Vec<Topology>) -> Result<Report, ReplayError> {
+        let plans: Result<Vec<Arc<Plan>>, _> =
+            topologies.into_iter().map(|it| it.build().map(Arc::new)).collect();
+        let disks: Vec<&dyn Storage> =
+            self.places.iter().map(|place| &place.disk as &dyn Storage).collect();
+        Ok(replay::verify(&disks, &plans?)?)
+    }
+
     fn shards(&self) -> impl Iterator<Item = &Shard> {
         self.places.iter().filter_map(|place| place.shard.as_ref())
     }
@@ -503,6 +526,8 @@ fn read_merge(disk: &MemoryStorage, plan: &MergePlan) -> Result<Vec<RunData>, Re
 mod figures;
 #[cfg(test)]
 mod hops;
+#[cfg(test)]
+mod replayed;
 #[cfg(test)]
 mod restores;
 #[cfg(test)]

@@ -27,11 +27,13 @@ pub enum ExitCode {
     NetworkNotTrusted,
     /// A write or a sync failed while running: only a restart with replay trusts the disk again.
     DiskFailed,
+    /// What is recorded came out otherwise when it was run once more.
+    Difference,
 }
 
 impl ExitCode {
     /// Every code, in the order of the numbers.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Success,
         Self::Other,
         Self::Configuration,
@@ -43,6 +45,7 @@ impl ExitCode {
         Self::PortInUse,
         Self::NetworkNotTrusted,
         Self::DiskFailed,
+        Self::Difference,
     ];
 
     /// The number that the shell and the service manager see. 3 to 9 and 64 upwards have
@@ -60,6 +63,7 @@ impl ExitCode {
             Self::PortInUse => 15,
             Self::NetworkNotTrusted => 16,
             Self::DiskFailed => 17,
+            Self::Difference => 18,
         }
     }
 
@@ -73,7 +77,8 @@ impl ExitCode {
             | Self::DirectIoMissing
             | Self::FormatTooNew
             | Self::Corruption
-            | Self::NetworkNotTrusted => false,
+            | Self::NetworkNotTrusted
+            | Self::Difference => false,
         }
     }
 }

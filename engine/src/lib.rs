@@ -28,4 +28,5 @@ pub mod config;
 pub mod daemon;
 pub mod driver;
 pub mod exit_code;
+pub mod replay;
 pub mod runtime;

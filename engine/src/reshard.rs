@@ -172,6 +172,7 @@ impl Catalog {
             | Kind::TopologyPlaces
             | Kind::TopologySeen
             | Kind::TopologyCalled
+            | Kind::TopologyCourse
             | Kind::Outbox
             | Kind::OutboxNext
             | Kind::OutboxTaken

@@ -59,6 +59,8 @@ pub enum Kind {
     TopologyPlaces = 19,
     /// `topology` -> the result of a blocking call: set and removed again in the frame that takes it.
     TopologyCalled = 20,
+    /// `topology` -> what its newest step did, in order.
+    TopologyCourse = 21,
     /// `topology, stage, partition` -> event times that the operators of a former shard had seen.
     TopologySeen = 22,
 }
@@ -87,6 +89,7 @@ impl Kind {
             18 => Self::TopologyTaken,
             19 => Self::TopologyPlaces,
             20 => Self::TopologyCalled,
+            21 => Self::TopologyCourse,
             22 => Self::TopologySeen,
             _ => return None,
         })

@@ -246,6 +246,15 @@ impl Daemon {
         self.data.path()
     }
 
+    /// Runs the topologies of this command once more over what it recorded while it was running: the
+    /// exit code, and what it said.
+    pub fn verify_replay(&self) -> (Option<i32>, String) {
+        let mut command = Command::new(&self.command[0]);
+        command.args(&self.command[1..]).arg("--verify-replay");
+        command.arg("--data-dir").arg(self.data.path());
+        said(command)
+    }
+
     /// The process id.
     pub fn pid(&self) -> u32 {
         self.process.as_ref().expect("started").child.id()
@@ -336,6 +345,16 @@ impl Log {
     }
 }
 
+/// The exit code of a command and all that it says, without the caller's `TIDEMILL_*`.
+pub fn said(mut command: Command) -> (Option<i32>, String) {
+    for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("TIDEMILL_")) {
+        command.env_remove(name);
+    }
+    let output = command.output().expect("it starts");
+    let text = [output.stdout, output.stderr].concat();
+    (output.status.code(), String::from_utf8_lossy(&text).into_owned())
+}
+
 /// The root of the repository.
 pub fn repository() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("a crate in a workspace")
@@ -363,6 +382,12 @@ pub fn counting_binary() -> &'static Path {
 pub fn deadly_binary() -> &'static Path {
     static FOUND: OnceLock<PathBuf> = OnceLock::new();
     FOUND.get_or_init(|| find("deadly_node", "TIDEMILL_DEADLY_NODE_BIN"))
+}
+
+/// The node of [`crate::drifting`], which Cargo builds beside this test.
+pub fn drifting_binary() -> &'static Path {
+    static FOUND: OnceLock<PathBuf> = OnceLock::new();
+    FOUND.get_or_init(|| find("drifting_node", "TIDEMILL_DRIFTING_NODE_BIN"))
 }
 
 fn find(name: &str, variable: &str) -> PathBuf {

@@ -178,6 +178,10 @@ pub fn run(options: &Options) -> Result<Report, String> {
     // The end waits for no call.
     Peer::connect(daemon.kafka()).append(ENDLESS, 0, keyed_batch("k", b"v"));
     daemon.terminate();
+    match daemon.verify_replay() {
+        (Some(0), said) if said.ends_with("\nno difference\n") => {}
+        (code, said) => return Err(format!("run once more, it ends with {code:?}: {said}")),
+    }
     Ok(Report { kills, records, took: begun.elapsed() })
 }
 

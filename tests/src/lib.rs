@@ -3,6 +3,7 @@
 
 pub mod clients;
 pub mod daemon;
+pub mod drifting;
 pub mod exactly_once;
 pub mod fuzz;
 pub mod launch;

@@ -171,6 +171,10 @@ fn may_import(importer: &str, imported: &str) -> bool {
         "kafka" | "admin" => is_word || imported == "exit_code",
         "shard" => is_word || imported == "effect" || PARTS.contains(&imported),
         "reshard" => is_word || imported == "shard" || PARTS.contains(&imported),
+        // It runs parts once more, beside all shards.
+        "replay" => {
+            is_word || imported == "effect" || imported == "shard" || PARTS.contains(&imported)
+        }
         part if PARTS.contains(&part) => is_word || imported == "effect",
         "operator" => is_word || imported == "effect",
         "client" => is_word || imported == "kafka",

@@ -1,7 +1,8 @@
 //! `tidemill-dump`: what is in a data directory, whether it is whole, and a way out if it is not.
 //!
 //! Reads only, without a lock, so it works beside a running node and on a damaged copy; nothing
-//! but `quarantine --yes` changes anything. Exit codes: 0 fine, 1 faults were found, 2 wrong
+//! but `quarantine --yes` changes anything. `verify-replay` is of a stopped node alone: it takes the
+//! directory's lock. Exit codes: 0 fine, 1 faults or differences were found, 2 wrong
 //! usage, 3 something could not be read or written.
 
 mod contents;
@@ -14,6 +15,7 @@ mod quarantine;
 mod records;
 mod summary;
 mod verify;
+mod verify_replay;
 mod words;
 
 use std::io;
@@ -50,6 +52,8 @@ struct Arguments {
 enum Subcommands {
     /// Moves the damaged files of one shard aside so that the node starts, and says what is lost.
     Quarantine(quarantine::Options),
+    /// Runs topologies once more over what a stopped node recorded, and says what came out otherwise.
+    VerifyReplay(verify_replay::Options),
 }
 
 #[derive(Debug, Args)]
@@ -107,6 +111,7 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let result = match arguments.subcommand {
         Some(Subcommands::Quarantine(options)) => quarantine::run(&options),
+        Some(Subcommands::VerifyReplay(options)) => verify_replay::run(&options),
         None => dump(&arguments.dump),
     };
     match result {

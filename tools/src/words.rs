@@ -11,6 +11,7 @@ use tidemill::group::stored;
 use tidemill::outbox;
 use tidemill::partition::producer::{Producer, Producers};
 use tidemill::state::Kind;
+use tidemill::topology::course::{Leg, StoredCourse};
 use tidemill::topology::declared::StoredStates;
 use tidemill::topology::stored::{
     self as progress, Part, Position, StageEntry, StoredCall, StoredStep,
@@ -226,6 +227,10 @@ fn subject(names: &Names, kind: Kind, key: &[u8]) -> Result<String, String> {
             let (topology, stage, partition) = progress::decode_seen_key(key).ok_or_else(short)?;
             format!("former times of topology {}, stage {}-{partition}", Id(topology), Id(stage))
         }
+        Kind::TopologyCourse => {
+            let topology = progress::decode_step_key(key).ok_or_else(short)?;
+            format!("course of the newest step of topology {}", Id(topology))
+        }
     })
 }
 
@@ -362,6 +367,7 @@ fn meaning(kind: Kind, key: &[u8], value: &[u8]) -> Result<String, String> {
                 |(id, seen_ms): (&NameId, &i64)| format!("{}: {}", Id(*id), event_time(*seen_ms));
             seen_ms.iter().map(operator).collect::<Vec<_>>().join(", ")
         }
+        Kind::TopologyCourse => course_in_words(&StoredCourse::decode(value)?),
         Kind::TopologyStates => {
             let stored = StoredStates::decode(value).ok_or_else(wrong)?;
             let states: Vec<String> = (stored.states.iter())
@@ -379,6 +385,31 @@ fn state_of_key(key: &[u8]) -> Option<(NameId, u32, &[u8])> {
     let (size, rest) = rest.split_first_chunk::<4>()?;
     let key = rest.get(..u32::from_be_bytes(*size) as usize)?;
     Some((NameId(u64::from_be_bytes(*state)), u32::from_be_bytes(*partition), key))
+}
+
+/// What a step did, in order. Inputs are numbered as the step's entries of progress are ordered.
+fn course_in_words(course: &StoredCourse) -> String {
+    let StoredCourse { seed, size_max, keyless, batches, changes, legs } = course;
+    let place = |at: &Position| format!("{}/{}/{}", at.sequence, at.part, at.record);
+    let leg = |leg: &Leg| match leg {
+        Leg::Input { input, from, to } => format!("input {input}: {from} to {to}"),
+        Leg::Arrivals { sender, from, to } => {
+            format!("entries of shard {sender}: {} to {}", place(from), place(to))
+        }
+        Leg::Timers { seen, fired } => {
+            let seen = seen.iter().map(|(operator, seen_ms)| {
+                format!("event time of operator {operator}: {}, ", event_time(*seen_ms))
+            });
+            format!("{}{fired} timers fired", seen.collect::<String>())
+        }
+        Leg::Calls(count) => format!("{count} results of blocking calls"),
+    };
+    let legs: Vec<String> = legs.iter().map(leg).collect();
+    format!(
+        "seed {seed:016x}, calls of up to {size_max} bytes, {keyless} records without a key before, \
+         {batches} batches and {changes} entries made; [{}]",
+        legs.join("; ")
+    )
 }
 
 fn entry_in_words(entry: &Bytes) -> Option<String> {

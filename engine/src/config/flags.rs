@@ -7,6 +7,9 @@ use super::{SETTINGS, Setting};
 /// Name of the flag for the configuration file.
 pub(super) const CONFIG_FLAG: &str = "config";
 
+/// Name of the flag that runs topologies once more.
+pub const VERIFY_REPLAY_FLAG: &str = "verify-replay";
+
 /// The whole command line.
 pub(super) fn command() -> Command {
     Command::new("tidemill")
@@ -24,6 +27,19 @@ pub(super) fn command() -> Command {
                 .value_name("PATH")
                 .global(true)
                 .help("Configuration file [default: ./tidemill.toml if there is one]"),
+        )
+        .arg(
+            Arg::new(VERIFY_REPLAY_FLAG)
+                .long(VERIFY_REPLAY_FLAG)
+                .action(ArgAction::SetTrue)
+                .global(true)
+                .help("Runs the topologies once more over what a stopped node recorded; serves nothing")
+                .long_help(
+                    "Runs the program's topologies once more over what the stopped node of the data \
+                     directory recorded, and says what came out otherwise, for an operator that looks \
+                     at something else than records and its state. Serves nothing and changes nothing; \
+                     ends with 18 if there is a difference.",
+                ),
         )
         .args(SETTINGS.iter().map(flag))
         .subcommand(Command::new("serve").about("Runs the node; also what plain `tidemill` does"))

@@ -35,7 +35,12 @@ fn serve(given: &Given<'_>) -> Config {
 /// The lines of `config show` that are not defaults, or the errors with their exit code.
 fn check(given: &Given<'_>, expected: Expect) {
     let trace = match load(given) {
-        Ok(Action::Serve(config) | Action::Show(config) | Action::Check(config)) => config
+        Ok(
+            Action::Serve(config)
+            | Action::VerifyReplay(config)
+            | Action::Show(config)
+            | Action::Check(config),
+        ) => config
             .show()
             .lines()
             .filter(|line| !line.ends_with("# default"))
@@ -48,6 +53,16 @@ fn check(given: &Given<'_>, expected: Expect) {
         Err(error) => format!("{error}\nexit {}\n", error.exit_code().number()),
     };
     expected.assert_eq(&trace);
+}
+
+#[test]
+fn the_flag_for_topologies_once_more_may_stand_anywhere_and_serves_nothing() {
+    for arguments in
+        [&["--verify-replay"][..], &["--verify-replay", "serve"], &["serve", "--verify-replay"]]
+    {
+        let asked = load(&Given { arguments, ..NOTHING });
+        assert!(matches!(asked, Ok(Action::VerifyReplay(_))), "{arguments:?}: {asked:?}");
+    }
 }
 
 #[test]

@@ -24,6 +24,7 @@ mod serving;
 mod signals;
 pub mod tickets;
 mod uring;
+mod verify;
 mod witness;
 mod worker;
 
@@ -32,6 +33,7 @@ use std::path::Path;
 
 pub use node::{ServeError, serve, serve_beside};
 pub use serving::Serving;
+pub use verify::verify_replay;
 
 use crate::admin::telemetry::Outcome;
 use crate::kafka::error_code::ErrorCode;

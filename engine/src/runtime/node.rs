@@ -44,7 +44,7 @@ use crate::shard::{OpenError, Shard, ShardOptions};
 use crate::topology::Plan;
 
 /// A killed predecessor's writes end within this time, or somebody else lives.
-const LOCK_WAIT: Duration = Duration::from_secs(5);
+pub(super) const LOCK_WAIT: Duration = Duration::from_secs(5);
 
 /// Changed entries of state copied between two steps: about a hundred microseconds.
 const COPIED_AT_ONCE: usize = 256;

@@ -45,7 +45,7 @@ use crate::topology::Plan;
 
 pub use contents::Contents;
 pub use open::{OpenError, Opened, partition_of};
-pub use topology::{EdgeFacts, OperatorFacts, StageFacts, TopologyFacts};
+pub use topology::{EdgeFacts, OperatorFacts, RECORDS_SIZE_MAX, StageFacts, TopologyFacts};
 
 /// What a shard is told at its start.
 #[derive(Debug, Clone)]

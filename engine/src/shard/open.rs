@@ -266,7 +266,8 @@ impl Shard {
                 | Kind::TopologyTaken
                 | Kind::TopologyPlaces
                 | Kind::TopologySeen
-                | Kind::TopologyCalled => {}
+                | Kind::TopologyCalled
+                | Kind::TopologyCourse => {}
             }
         }
         self.state = state;

@@ -28,10 +28,11 @@ use crate::command::TopicRoute;
 use crate::effect::{Effect, MeshMessage, Now};
 use crate::outbox::ENTRIES_MAX;
 use crate::state::Kind;
+use crate::topology::course::Course;
 use crate::topology::{Figures, Fired, Plan, Step, Stopwatch, Task, Witness};
 
 /// Most bytes that the records of a batch may take when they are decompressed.
-const RECORDS_SIZE_MAX: usize = 64 << 20;
+pub const RECORDS_SIZE_MAX: usize = 64 << 20;
 
 /// Entries for one shard that may be on their way before a topology that makes more of them stops
 /// taking records; and bytes of them.
@@ -113,6 +114,8 @@ struct Wired {
     reading: usize,
     /// Inputs that went on in this step.
     moved: Vec<usize>,
+    /// What this step did.
+    course: Course,
     /// When other shards were told of event time last, on the monotonic clock.
     told_ms: u64,
     /// Which wiring this is: a read that an older one asked for is not this one's.
@@ -423,12 +426,7 @@ impl Shard {
         let Some(room) = sizes.frame.checked_sub(self.wal.filling_size()) else { return false };
         self.fall_silent(now, wired);
         let sequence = self.wal.filling().0;
-        wired.task.begin(Step {
-            now,
-            sequence,
-            seed: self.options.seed[1] ^ sequence.wrapping_mul(0x9e37_79b9_7f4a_7c15),
-            size_max: sizes.call,
-        });
+        wired.task.begin(Step { now, sequence, seed: self.step_seed(), size_max: sizes.call });
         self.drop_entries(wired);
         let may_send = self.may_send(index);
         // Time goes on and makes the state smaller, if anything does.
@@ -454,7 +452,10 @@ impl Shard {
                 // Timers that have begun to fire are not held up, for results wait for them.
                 Phase::Timers if wired.task.has_many_calls() && !wired.is_amid => Turn::Nothing,
                 Phase::Timers => {
+                    let before = wired.task.figures().counts.timers;
                     let fired = wired.task.fire(&mut self.state, room, goes_on);
+                    let count = wired.task.figures().counts.timers - before;
+                    wired.course.on_timers(wired.task.take_seen(), count);
                     wired.is_amid = fired == Fired::CutAmid;
                     match fired {
                         Fired::None => Turn::Nothing,
@@ -467,7 +468,7 @@ impl Shard {
                 wired.phase = wired.phase.next();
             }
             match turn {
-                Turn::Took => resting = 0,
+                Turn::Took => (resting, is_full) = (0, wired.course.is_full()),
                 Turn::Nothing => resting += 1,
                 Turn::Full => is_full = true,
                 Turn::Fault(why) => {
@@ -486,6 +487,11 @@ impl Shard {
             self.ask_calls(index, wired, effects);
         }
         has_made && (is_full || !wired.dropping.is_empty())
+    }
+
+    /// Seed of the random numbers of the steps that go into the filling frame.
+    fn step_seed(&self) -> u64 {
+        self.options.seed[1] ^ self.wal.filling().0.wrapping_mul(0x9e37_79b9_7f4a_7c15)
     }
 
     /// Takes away some entries of what was given up.

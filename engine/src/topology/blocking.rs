@@ -15,6 +15,7 @@ use super::run::{Circumstances, Failure, Headers, NewWaiting, Run, Wanted};
 use super::state::{Declared, NULL, StateKind, decode_version, encode};
 use super::stored::StoredCall;
 use super::stream::{OperatorNode, Outlet, Receive, decode, encode as encode_record};
+use super::task::Rejected;
 use super::{Plan, caught};
 use crate::batch::Record;
 use crate::effect::{CallFault, CallRequest, CallResult};
@@ -296,6 +297,30 @@ impl Plan {
             run.named(*operator, |run| run.set(found.entry.clone(), None));
             (self.parts.blocking[operator].receive)(run, *partition, key.clone(), result);
         })
+    }
+
+    /// Takes a result that a frame has as the step took it: what follows from it; or the failure, and the
+    /// key of the entry of its record. `None` if the record does not wait, or if what the frame has of the
+    /// result is not enough.
+    pub fn on_called_again(
+        &self,
+        state: &State,
+        circumstances: &Circumstances,
+        called: &StoredCall,
+    ) -> Option<Result<Wanted, (Rejected, Vec<u8>)>> {
+        let operator = self.operator(called.operator)?;
+        let line = Line { operator, partition: called.partition, key: called.key.clone() };
+        let found = self.first_waiting(state, &line);
+        let found = found.filter(|found| found.sequence == called.sequence)?;
+        let waiting = Waiting::decode(&found.stored)?;
+        let record = waiting.record(line.key.clone(), found.sequence);
+        let outcome = match &called.result {
+            Ok(_) => self.on_called(state, circumstances, &found, &record, called.clone()),
+            Err(words) => Err(Failure::of_words(&self.operator_names()[operator], words)?),
+        };
+        Some(outcome.map_err(|failure| {
+            (Rejected::of_call(self, &line, record, failure), found.entry.clone())
+        }))
     }
 
     /// The first record of a line.

@@ -16,6 +16,7 @@ mod codec_avro;
 #[cfg(feature = "protobuf")]
 mod codec_protobuf;
 mod context;
+pub mod course;
 pub mod declared;
 mod expiry;
 mod figures;
@@ -58,9 +59,7 @@ pub use self::state::{
     AggregatingState, Declared, Handle, ListState, MapState, StateKind, States, ValueState,
 };
 pub use self::stream::{Origin, SideOutput, Source, Stream, TimeRules};
-pub use self::task::{
-    Asked, Fired, Made, Rejected, Step, Surroundings, Taken, Task, WORDS_SIZE_MAX,
-};
+pub use self::task::{Asked, Fired, Made, Rejected, Step, Surroundings, Taken, Task};
 pub use self::watermark::{EventTimes, Mark};
 pub use self::window::{Windowed, WindowedStream, Windows};
 pub use self::witness::{Call, Witness};

@@ -79,6 +79,19 @@ pub enum Failure {
 }
 
 impl Failure {
+    /// The failure of an operator that has these words, if they are those of an error or a panic.
+    pub(super) fn of_words(operator: &str, words: &str) -> Option<Self> {
+        let rest = words.strip_prefix("operator ")?.strip_prefix(operator)?;
+        let operator = operator.to_owned();
+        match rest.strip_prefix(" panicked: ") {
+            Some(reason) => Some(Self::Panic { operator, reason: reason.to_owned() }),
+            None => {
+                let reason = rest.strip_prefix(": ")?.to_owned();
+                Some(Self::Operator { operator, reason })
+            }
+        }
+    }
+
     /// The operator, or the source, that failed.
     pub fn place(&self) -> &str {
         match self {

@@ -183,7 +183,7 @@ pub fn decode_progress(bytes: &[u8]) -> Result<(u64, i64), String> {
 }
 
 /// How far the entries of one shard were taken: everything before this was.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Position {
     /// Sequence of the entry in the sender's outbox.
     pub sequence: u64,

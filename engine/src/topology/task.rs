@@ -17,6 +17,7 @@ use tidemill_wal::mutation::{self, Mutation};
 
 pub use self::calls::Asked;
 use self::calls::Calls;
+use super::blocking::Line;
 use super::figures::{Counts, Figures, Sampler, Stopwatch};
 use super::key::{TimeDomain, Timer};
 use super::run::{Circumstances, Destination, Emitted, Failure, StagePlace, Wanted};
@@ -65,9 +66,60 @@ pub struct Rejected {
 }
 
 /// Most bytes of a failure's words that a dead letter tells.
-pub const WORDS_SIZE_MAX: usize = 4096;
+const WORDS_SIZE_MAX: usize = 4096;
 
 impl Rejected {
+    /// The rest of a batch of a source, from one offset to the last, which cannot be read.
+    pub fn of_bad_batch(
+        plan: &Plan,
+        (source, partition): (usize, u32),
+        (first, last): (u64, u64),
+        reason: &str,
+    ) -> Self {
+        let topic = plan.sources().nth(source).unwrap_or_default();
+        let origin = format!("{topic}-{partition}@{first}..={last}");
+        let failure = Failure::Decode { source_name: topic.to_owned(), reason: reason.to_owned() };
+        Self { failure, record: None, origin }
+    }
+
+    /// A record of a source.
+    pub fn of_record(
+        plan: &Plan,
+        (source, partition): (usize, u32),
+        record: &Record,
+        failure: Failure,
+    ) -> Self {
+        let topic = plan.sources().nth(source).unwrap_or_default();
+        let origin = format!("{topic}-{partition}@{}", record.offset);
+        Self { failure, record: Some(record.clone()), origin }
+    }
+
+    /// A record that another shard sent to a stage.
+    pub fn of_arrival(
+        plan: &Plan,
+        (stage, partition): (usize, u32),
+        record: &Record,
+        failure: Failure,
+    ) -> Self {
+        let name = plan.stages().nth(stage).unwrap_or_default();
+        let origin = format!("key {name}-{partition}");
+        Self { failure, record: Some(record.clone()), origin }
+    }
+
+    /// A record whose blocking call failed, or what followed from its result.
+    pub(super) fn of_call(plan: &Plan, line: &Line, record: Record, failure: Failure) -> Self {
+        let stage = plan.stage_of_operator(line.operator);
+        let stage = stage.and_then(|stage| plan.stages().nth(stage)).unwrap_or_default();
+        let origin = format!("key {stage}-{}", line.partition);
+        Self { failure, record: Some(record), origin }
+    }
+
+    /// A timer.
+    pub fn of_timer(timer: &Timer, failure: Failure) -> Self {
+        let origin = format!("timer of {:?} at {}", timer.operator, timer.time_ms);
+        Self { failure, record: None, origin }
+    }
+
     /// Bytes of the dead letter, at most.
     fn size(&self) -> usize {
         let reason = self.failure.to_string().len().min(WORDS_SIZE_MAX);
@@ -79,6 +131,33 @@ impl Rejected {
             value(&record.key) + value(&record.value) + headers
         });
         words + record
+    }
+
+    /// What is too large for one call stays where it is from, and the letter says where.
+    pub fn limit(&mut self, size_max: usize) {
+        if self.size() > size_max {
+            self.record = None;
+        }
+    }
+
+    /// The dead letter: the record as it was, with what happened in headers.
+    pub fn into_letter(self) -> Emitted {
+        let Self { failure, record, origin } = self;
+        let (key, value, timestamp_ms, mut headers) = match record {
+            Some(record) => (record.key, record.value, record.timestamp_ms, record.headers),
+            None => (None, None, -1, Vec::new()),
+        };
+        let mut reason = failure.to_string();
+        reason.truncate(reason.floor_char_boundary(WORDS_SIZE_MAX));
+        let facts = [
+            ("tidemill.error", reason),
+            ("tidemill.operator", failure.place().to_owned()),
+            ("tidemill.origin", origin),
+        ];
+        headers.extend(
+            facts.map(|(name, words)| (Bytes::from_static(name.as_bytes()), Some(words.into()))),
+        );
+        Emitted { to: Destination::DeadLetter, key, value, timestamp_ms, headers }
     }
 }
 
@@ -141,6 +220,8 @@ pub struct Task {
     made: Made,
     /// A failure without a dead-letter topic.
     stuck: Option<Failure>,
+    /// Operators that have seen a new event time since this was last asked for.
+    seen: Vec<(usize, i64)>,
     /// Records that wait for blocking calls.
     calls: Calls,
     figures: Figures,
@@ -189,6 +270,7 @@ impl Task {
             circumstances,
             made,
             stuck: None,
+            seen: Vec::new(),
             calls: Calls::default(),
             figures,
             sampler,
@@ -314,6 +396,12 @@ impl Task {
         self.stuck.take()
     }
 
+    /// Operators, by number, that saw a new event time since the last call, in the order in which they
+    /// did; in milliseconds since 1970.
+    pub fn take_seen(&mut self) -> Vec<(usize, i64)> {
+        std::mem::take(&mut self.seen)
+    }
+
     /// What is to go into the frame since the last call.
     pub fn take_made(&mut self) -> Made {
         std::mem::take(&mut self.made)
@@ -340,15 +428,13 @@ impl Task {
     /// A batch of a source cannot be read, or the rest of it: from this offset to the last.
     pub fn on_bad_batch(
         &mut self,
-        (source, partition): (usize, u32),
-        (first, last): (u64, u64),
+        place: (usize, u32),
+        offsets: (u64, u64),
         reason: &str,
         room: usize,
     ) -> Taken {
-        let topic = self.plan.sources().nth(source).unwrap_or_default();
-        let origin = format!("{topic}-{partition}@{first}..={last}");
-        let failure = Failure::Decode { source_name: topic.to_owned(), reason: reason.to_owned() };
-        self.reject(Rejected { failure, record: None, origin }, room)
+        let rejected = Rejected::of_bad_batch(&self.plan, place, offsets, reason);
+        self.reject(rejected, room)
     }
 
     /// Processes a record of a source.
@@ -369,16 +455,11 @@ impl Task {
             // Nobody knows its time: it moves none.
             Err(_) => i64::MIN,
         };
-        let origin = || {
-            let topic = self.plan.sources().nth(source).unwrap_or_default();
-            format!("{topic}-{partition}@{}", record.offset)
-        };
-        let rejected =
-            |failure| Rejected { failure, record: Some(record.clone()), origin: origin() };
         let taken = match result {
             Ok(wanted) => self.take(state, wanted, room),
             Err(failure) => {
-                let rejected = rejected(failure);
+                let place = (source, partition);
+                let rejected = Rejected::of_record(&self.plan, place, record, failure);
                 self.reject(rejected, room)
             }
         };
@@ -405,9 +486,9 @@ impl Task {
         let taken = match result {
             Ok(wanted) => self.take(state, wanted, room),
             Err(failure) => {
-                let name = self.plan.stages().nth(stage).unwrap_or_default();
-                let origin = format!("key {name}-{partition}");
-                self.reject(Rejected { failure, record: Some(record.clone()), origin }, room)
+                let place = (stage, partition);
+                let rejected = Rejected::of_arrival(&self.plan, place, record, failure);
+                self.reject(rejected, room)
             }
         };
         self.figures.counts.arrivals += u64::from(taken == Taken::Done);
@@ -429,7 +510,9 @@ impl Task {
             let due_ms = self.calls.held_ms(index, self.times.due_ms(index)).max(*seen_ms);
             // From the first of its timers on the operator sees the new time, also if the others have to
             // wait: a record for what a timer has ended is late.
-            *seen_ms = due_ms;
+            if std::mem::replace(seen_ms, due_ms) != due_ms {
+                self.seen.push((index, due_ms));
+            }
             let domain = TimeDomain::Event;
             // What timers set for a time that has come fires as well.
             let fired = self.fire_of(state, (operator, domain, due_ms), room, goes_on);
@@ -472,8 +555,7 @@ impl Task {
             let taken = match result {
                 Ok(wanted) => self.take(state, wanted, room),
                 Err(failure) => {
-                    let origin = format!("timer of {:?} at {}", timer.operator, timer.time_ms);
-                    let taken = self.reject(Rejected { failure, record: None, origin }, room);
+                    let taken = self.reject(Rejected::of_timer(&timer, failure), room);
                     if taken == Taken::Done {
                         // It would fail for ever.
                         self.change(state, timer.encode(), None);
@@ -546,10 +628,7 @@ impl Task {
             self.stuck = Some(rejected.failure);
             return Taken::NoRoom;
         }
-        if rejected.size() > self.circumstances.size_max {
-            // It stays where it is from, and the letter says where.
-            rejected.record = None;
-        }
+        rejected.limit(self.circumstances.size_max);
         let size = rejected.size();
         if !self.fits(size, room) {
             return Taken::NoRoom;

@@ -175,6 +175,8 @@ counts! {
     windows_told,
     /// Records that came too late for their windows.
     late_records,
+    /// Steps of topologies that were made again at the end.
+    steps_again,
     /// Requests that a connection kept back because its shard was behind.
     gates_shut,
 }

@@ -297,6 +297,7 @@ impl World {
         self.audit(0)?;
         if is_all_there {
             self.model.check_streams()?;
+            self.verify_replay()?;
         }
         if had_its_time { self.model.check_retention_is_done() } else { Ok(()) }
     }

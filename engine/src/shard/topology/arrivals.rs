@@ -142,6 +142,16 @@ impl Queue {
         Ok(())
     }
 
+    /// Where the first entry that waits goes on, or the next one begins.
+    fn front(&self) -> Position {
+        match self.waiting.front() {
+            Some(first) if self.position.sequence < first.sequence => {
+                Position { sequence: first.sequence, part: 0, record: 0 }
+            }
+            Some(_) | None => self.position,
+        }
+    }
+
     /// Whether records for an operator come next.
     fn is_at_records(&self) -> bool {
         let Some(first) = self.waiting.front() else { return false };
@@ -196,7 +206,16 @@ impl Shard {
             return Turn::Nothing;
         };
         wired.sender = (sender + 1) % count;
-        self.take_entry(wired, &mut queues[sender], sender, (room, may_grow), goes_on)
+        let queue = &mut queues[sender];
+        let (before, from) = (queue.position, queue.front());
+        let turn = self.take_entry(wired, queue, sender, (room, may_grow), goes_on);
+        if queue.position > from {
+            wired.course.on_arrivals(sender as u16, from, queue.position);
+        } else {
+            // What is between it and the entry is others', and is gone over with what is taken.
+            queue.position = before;
+        }
+        turn
     }
 
     fn take_entry(
@@ -210,9 +229,7 @@ impl Shard {
         let task = &mut wired.task;
         while let Some(arrival) = queue.waiting.front() {
             // Another part than the front one's of a sequence that is past: from its beginning.
-            if queue.position.sequence < arrival.sequence {
-                queue.position = Position { sequence: arrival.sequence, part: 0, record: 0 };
-            }
+            queue.position = queue.front();
             let Some(part) = arrival.entry.parts.get(queue.position.part as usize) else { break };
             match part {
                 Part::Mark { stage, mark } => {

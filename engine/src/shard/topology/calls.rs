@@ -20,16 +20,22 @@ impl Shard {
         goes_on: &mut dyn FnMut() -> bool,
     ) -> Turn {
         let mut turn = Turn::Nothing;
+        let mut count = 0;
         while wired.task.has_results() {
             if !goes_on() {
-                return Turn::Full;
+                turn = Turn::Full;
+                break;
             }
             match wired.task.take_result(&mut self.state, room) {
-                Some(Taken::Done) => turn = Turn::Took,
-                Some(Taken::NoRoom) => return Turn::Full,
+                Some(Taken::Done) => (turn, count) = (Turn::Took, count + 1),
+                Some(Taken::NoRoom) => {
+                    turn = Turn::Full;
+                    break;
+                }
                 None => break,
             }
         }
+        wired.course.on_calls(count);
         turn
     }
 

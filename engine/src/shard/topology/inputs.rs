@@ -76,6 +76,12 @@ impl Wired {
         }
     }
 
+    /// Records of an input from this offset on are not there any more, up to this one.
+    fn skip_to(&mut self, number: usize, next_offset: u64) {
+        self.move_to(number, next_offset);
+        self.course.on_input(number, next_offset, next_offset);
+    }
+
     /// An input goes on to this offset, if it is not beyond it.
     fn move_to(&mut self, number: usize, next_offset: u64) {
         let input = &mut self.inputs[number];
@@ -177,6 +183,7 @@ impl Shard {
                         return Turn::Full;
                     }
                     wired.move_to(number, last + 1);
+                    wired.course.on_input(number, first, last + 1);
                     return Turn::Took;
                 }
             }
@@ -189,6 +196,26 @@ impl Shard {
         &mut self,
         wired: &mut Wired,
         number: usize,
+        room: usize,
+        goes_on: &mut dyn FnMut() -> bool,
+    ) -> Turn {
+        let before = wired.inputs[number].next_offset;
+        let mut first = None;
+        let turn = self.take_records(wired, number, &mut first, room, goes_on);
+        let input = &wired.inputs[number];
+        if input.is_moved {
+            let (from, to) = (first.unwrap_or(before), input.next_offset);
+            wired.course.on_input(number, from, to);
+        }
+        turn
+    }
+
+    /// The same; says the offset of the first one that was taken.
+    fn take_records(
+        &mut self,
+        wired: &mut Wired,
+        number: usize,
+        first: &mut Option<u64>,
         room: usize,
         goes_on: &mut dyn FnMut() -> bool,
     ) -> Turn {
@@ -218,11 +245,12 @@ impl Shard {
             if taken == Taken::NoRoom {
                 return Turn::Full;
             }
-            let next_offset = match record {
-                Ok(record) => record.offset + 1,
+            let (offset, next_offset) = match record {
+                Ok(record) => (record.offset, record.offset + 1),
                 // What is behind it in the batch cannot be read either.
-                Err(_) => last_offset + 1,
+                Err(_) => (input.next_offset, last_offset + 1),
             };
+            first.get_or_insert(offset);
             records.next();
             input.next_offset = input.next_offset.max(next_offset);
             if !std::mem::replace(&mut input.is_moved, true) {
@@ -251,7 +279,7 @@ impl Shard {
         let log = &partition.log;
         if log.start() > input.next_offset {
             wired.task.counts_mut().missed += log.start() - input.next_offset;
-            wired.move_to(number, log.start());
+            wired.skip_to(number, log.start());
         }
         let input = &mut wired.inputs[number];
         while let Some(batch) = input.cold.pop_front() {

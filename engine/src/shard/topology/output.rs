@@ -1,9 +1,8 @@
 //! What topologies made, on its way into the frame: records into partitions of this shard, entries
 //! for other shards, and what changed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
-use bytes::Bytes;
 use tidemill_wal::format::{ENTRY_OVERHEAD_MAX, PartitionId, ShardId};
 use tidemill_wal::mutation::{self, Mutation};
 
@@ -13,8 +12,9 @@ use crate::command::key_partition;
 use crate::effect::{Change, Effect, Now};
 use crate::shard::{Outgoing, Shard};
 use crate::state::Kind;
+use crate::topology::course::{self, Leg, StoredCourse};
 use crate::topology::stored::{self, Part, StageEntry, StoredCall, StoredStep, mark_ms};
-use crate::topology::{Destination, Emitted, Made, Mark, Rejected, Task, WORDS_SIZE_MAX};
+use crate::topology::{Destination, Emitted, Made, Mark, Task};
 
 /// How often other shards are told of event time while something is on its way to them.
 const TELL_MS: u64 = 10;
@@ -63,27 +63,6 @@ struct Sorted {
     away: BTreeMap<ShardId, BTreeMap<Place, Batches>>,
 }
 
-/// A record that could not be processed, for the dead-letter topic: as it was, with what happened
-/// in headers.
-fn dead_letter(rejected: Rejected) -> Emitted {
-    let Rejected { failure, record, origin } = rejected;
-    let (key, value, timestamp_ms, mut headers) = match record {
-        Some(record) => (record.key, record.value, record.timestamp_ms, record.headers),
-        None => (None, None, -1, Vec::new()),
-    };
-    let mut reason = failure.to_string();
-    reason.truncate(reason.floor_char_boundary(WORDS_SIZE_MAX));
-    let facts = [
-        ("tidemill.error", reason),
-        ("tidemill.operator", failure.place().to_owned()),
-        ("tidemill.origin", origin),
-    ];
-    headers.extend(
-        facts.map(|(name, words)| (Bytes::from_static(name.as_bytes()), Some(words.into()))),
-    );
-    Emitted { to: Destination::DeadLetter, key, value, timestamp_ms, headers }
-}
-
 /// Whether a deliberate break keeps a change from its frame.
 fn is_lost(key: &[u8], value: Option<&[u8]>) -> bool {
     let loses =
@@ -108,6 +87,25 @@ fn stored_step(task: &Task) -> StoredStep {
     }
 }
 
+/// Legs as they are stored: partitions by their place among those that the step went on in.
+fn stored_legs(mut legs: Vec<Leg>, inputs: &BTreeMap<PartitionId, usize>) -> Vec<Leg> {
+    let places: HashMap<usize, usize> =
+        inputs.values().enumerate().map(|(place, number)| (*number, place)).collect();
+    for leg in &mut legs {
+        if let Leg::Input { input, .. } = leg {
+            *input = places[input];
+        }
+    }
+    legs
+}
+
+impl Wired {
+    /// The inputs that went on in this step, by the partitions that they read.
+    fn moved_partitions(&self) -> BTreeMap<PartitionId, usize> {
+        self.moved.iter().map(|number| (self.inputs[*number].id, *number)).collect()
+    }
+}
+
 impl Shard {
     /// Puts what was made into the frame: records into partitions and entries, and what changed.
     /// False if there was nothing.
@@ -121,6 +119,7 @@ impl Shard {
         queues: &mut [Queue],
         effects: &mut Vec<Effect>,
     ) -> bool {
+        let inputs = wired.moved_partitions();
         if !mutation::is_on(Mutation::SplitStep) {
             self.keep_progress(wired, queues);
         }
@@ -142,23 +141,38 @@ impl Shard {
         }
         let Made { changed, emitted, sunk, rejected, called, .. } = made;
         let sizes = self.sizes();
+        let keyless = wired.keyless;
         let mut sorted = Sorted::default();
         for record in emitted {
             self.sort(wired, &record, sizes, &mut sorted);
         }
         for rejected in rejected {
-            self.sort(wired, &dead_letter(rejected), sizes, &mut sorted);
+            self.sort(wired, &rejected.into_letter(), sizes, &mut sorted);
         }
         let built = sorted
             .own
             .into_iter()
             .flat_map(|(id, batches)| batches.build().into_iter().map(move |batch| (id, batch)));
-        let batches: Vec<(PartitionId, RecordBatch)> = sunk.into_iter().chain(built).collect();
-        let mut changes = Vec::new();
+        // A topic that is gone takes nothing.
+        let is_there = |(id, _): &(PartitionId, RecordBatch)| self.partitions.contains_key(id);
+        let batches: Vec<(PartitionId, RecordBatch)> =
+            sunk.into_iter().chain(built).filter(is_there).collect();
+        // The course comes first, and says how many others do.
+        let key = course::course_key(wired.task.plan().id());
+        let mut changes = vec![Change { key, value: None }];
         let sent = self.entries(wired, sorted.away, &marks, &mut changes);
         let step = stored_step(&wired.task).encode();
         let step_key = stored::step_key(wired.task.plan().id());
         changes.push(Change { key: step_key, value: Some(step) });
+        let course = StoredCourse {
+            seed: self.step_seed(),
+            size_max: sizes.call as u64,
+            keyless: if wired.keyless == keyless { 0 } else { keyless },
+            batches: batches.len() as u64,
+            changes: (changes.len() - 1 + changed.len() + 2 * called.len()) as u64,
+            legs: stored_legs(wired.course.take(), &inputs),
+        };
+        changes[0].value = Some(course.encode());
 
         let value_size = |value: Option<&[u8]>| value.map_or(0, <[u8]>::len);
         let size = batches.iter().map(|(_, batch)| batch.bytes().len()).sum::<usize>()
@@ -179,16 +193,18 @@ impl Shard {
             "a step made {added} bytes, more than its frame has room for"
         );
         for (id, batch) in batches {
-            // A topic that is gone takes nothing.
-            _ = self.fill(now, id, &batch);
+            let filled = self.fill(now, id, &batch);
+            assert!(filled.is_some(), "its partition is there");
         }
+        let mut changes = changes.into_iter();
+        changes.next().into_iter().for_each(|course| self.record(course));
         // The state needs no results that were taken: they are there for those who read the log.
         let called_key = stored::called_key(wired.task.plan().id());
         for called in called {
             self.wal.append_put(&called_key, &called.encode());
             self.wal.append_delete(&called_key);
         }
-        changes.into_iter().for_each(|change| self.record(change));
+        changes.for_each(|change| self.record(change));
         for (key, value) in changed {
             match value.as_deref() {
                 value if is_lost(&key, value) => {}

@@ -11,6 +11,7 @@ use crate::command::{CatalogCommand, NewTopic, Ticket, TopicRoute};
 use crate::effect::{Effect, Now};
 use crate::shard::{OpenError, Shard};
 use crate::state::Kind;
+use crate::topology::course::Course;
 use crate::topology::declared::{StoredStates, states_key};
 use crate::topology::stored::{self, StoredStep, mark_of};
 use crate::topology::{
@@ -219,6 +220,7 @@ impl Shard {
             to_read: VecDeque::new(),
             reading: 0,
             moved: Vec::new(),
+            course: Course::default(),
             told_ms: 0,
             number: self.topologies.wirings,
             // What the last step began is ended before anything else.

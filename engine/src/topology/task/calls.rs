@@ -144,10 +144,8 @@ impl Task {
                 if called.size() > self.circumstances.size_max {
                     called.result = Err(shortened(failure.to_string()));
                 }
-                let stage = self.plan.stage_of_operator(operator);
-                let stage = stage.and_then(|stage| self.plan.stages().nth(stage));
-                let origin = format!("key {}-{}", stage.unwrap_or_default(), line.partition);
-                let taken = self.reject(Rejected { failure, record: Some(record), origin }, room);
+                let rejected = Rejected::of_call(&self.plan, &line, record, failure);
+                let taken = self.reject(rejected, room);
                 if taken == Taken::Done {
                     self.made.size += called.size();
                     self.made.called.push(called);

@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 
 use tidemill::effect::{CallId, CallRequest, Input};
+use tidemill::replay;
+use tidemill_wal::disk::Storage;
 use tidemill_wal::format::PartitionId;
 
 use super::{Event, FINISH_US_MAX, World};
@@ -179,6 +181,20 @@ impl World {
             }
         }
         Ok(())
+    }
+
+    /// What the disks hold of topologies comes out the same when it is run once more.
+    pub(super) fn verify_replay(&mut self) -> Check {
+        let disks: Vec<&dyn Storage> = self.disks.iter().map(|disk| disk as &dyn Storage).collect();
+        match replay::verify(&disks, &self.plan.topologies) {
+            Ok(report) if report.differing > 0 => Err(format!("run once more: {report}")),
+            Ok(report) => {
+                self.counts.steps_again += report.steps;
+                Ok(())
+            }
+            // What a start says to damage is judged elsewhere.
+            Err(_) => Ok(()),
+        }
     }
 
     /// How topologies are, for people.
