@@ -387,7 +387,7 @@ fn state_of_key(key: &[u8]) -> Option<(NameId, u32, &[u8])> {
     Some((NameId(u64::from_be_bytes(*state)), u32::from_be_bytes(*partition), key))
 }
 
-/// What a step did, in order. Inputs are numbered as the step's entries of progress are ordered.
+/// What a step did, in order. Inputs are numbered in the order of the keys of their progress.
 fn course_in_words(course: &StoredCourse) -> String {
     let StoredCourse { seed, size_max, keyless, batches, changes, legs } = course;
     let place = |at: &Position| format!("{}/{}/{}", at.sequence, at.part, at.record);

@@ -88,7 +88,6 @@ impl<'a> Again<'a> {
         let results = recorded.changes.iter().filter(is_result);
         let results: Vec<&[u8]> = results.filter_map(|change| change.value.as_deref()).collect();
         let mut inputs = Vec::new();
-        // They are in the order of their keys, by which legs name them.
         for change in &recorded.changes {
             if Kind::of(&change.key) != Some(Kind::TopologyProgress) {
                 continue;
@@ -104,6 +103,8 @@ impl<'a> Again<'a> {
             };
             inputs.push(Input { source, id, next_offset, newest_ms, call: usize::MAX });
         }
+        // Legs name them by this order.
+        inputs.sort_by_key(|input| input.id);
         Ok(Some(Self {
             recorded,
             circumstances,

@@ -170,7 +170,7 @@ impl Streams {
             misplaced_one_in: random.choose(&[0, 0, 50, 10]),
             compressed_one_in: random.choose(&[0, 0, 5, 2]),
             late_one_in: random.choose(&[0, 1000, 20, 20, 3]),
-            has_calls: random.one_in(2),
+            has_calls: random.one_in(3),
         }
     }
 
