@@ -101,6 +101,7 @@ impl fmt::Display for Report {
             writeln!(f, "difference: {difference}")?;
         }
         match self.differing {
+            0 if self.steps == 0 => write!(f, "nothing was checked"),
             0 => write!(f, "no difference"),
             count => {
                 write!(f, "{count} steps came out otherwise; the first of each shard is above")
@@ -387,11 +388,11 @@ fn seen_before(plan: &Plan, state: &State) -> Result<BTreeMap<(usize, u32), i64>
     for (key, value) in state.range(&prefix) {
         let seen = stored::decode_seen_key(key).zip(stored::decode_seen(value));
         let ((_, stage, partition), seen_ms) = seen.ok_or("former times cannot be read")?;
-        if plan.stage(stage).is_none() {
-            continue;
-        }
+        let Some(stage) = plan.stage(stage) else { continue };
         for (operator, seen_ms) in seen_ms {
-            if let Some(operator) = plan.operator(operator) {
+            let operator = plan.operator(operator);
+            let operator = operator.filter(|it| plan.stage_of_operator(*it) == Some(stage));
+            if let Some(operator) = operator {
                 times.insert((operator, partition), seen_ms);
             }
         }

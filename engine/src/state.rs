@@ -226,23 +226,33 @@ impl State {
         self.changed.len()
     }
 
-    /// Takes the keys that changed first, at most so many, each with its value now. A key may come
-    /// twice; the later one is as new or newer.
-    pub fn take_changes(&mut self, count_max: usize) -> Vec<StateChange> {
+    /// Takes the keys that changed first, at most so many and about so many bytes, each with its value
+    /// now, and says how many these are: one that is there twice and was taken before is left out. A
+    /// key may still come twice; the later one is as new or newer.
+    pub fn take_changes(&mut self, count_max: usize, size_max: usize) -> (usize, Vec<StateChange>) {
         let is_forgotten = |key: &[u8]| {
             Kind::of(key) == Some(Kind::GroupOffset) && mutation::is_on(Mutation::ForgetGroupOffset)
         };
-        let count = count_max.min(self.changed.len());
-        let keys = self.changed.drain(..count).filter(|key| !is_forgotten(key));
-        keys.map(|key| {
-            let slot = self.entries.get_mut(&key);
-            let value = slot.map(|slot| {
-                slot.is_changed = false;
-                slot.value.to_vec()
-            });
-            (key.into_vec(), value)
-        })
-        .collect()
+        let (mut count, mut size) = (0, 0);
+        let mut changes: Vec<StateChange> = Vec::new();
+        while count < count_max && size < size_max {
+            let Some(key) = self.changed.pop_front() else { break };
+            count += 1;
+            let value = match self.entries.get_mut(&key) {
+                Some(slot) if !slot.is_changed => continue,
+                Some(slot) => {
+                    slot.is_changed = false;
+                    Some(slot.value.to_vec())
+                }
+                None => None,
+            };
+            if is_forgotten(&key) {
+                continue;
+            }
+            size += key.len() + value.as_ref().map_or(0, Vec::len);
+            changes.push((key.into_vec(), value));
+        }
+        (count, changes)
     }
 
     /// The next entries after `cursor` in key order, about `size_max` bytes of them: one slice of
@@ -296,14 +306,18 @@ mod tests {
         (key.to_vec(), value.map(<[u8]>::to_vec))
     }
 
+    fn taken(state: &mut State, count_max: usize) -> Vec<StateChange> {
+        state.take_changes(count_max, usize::MAX).1
+    }
+
     #[test]
     fn changes_are_taken_once_with_their_last_value() {
         let mut state = State::default();
         state.apply(put(b"a", b"1"));
         state.apply(put(b"a", b"2"));
         state.apply(Change { key: b"b".to_vec(), value: None });
-        assert_eq!(state.take_changes(9), [change(b"a", Some(b"2")), change(b"b", None)]);
-        assert_eq!(state.take_changes(9), []);
+        assert_eq!(taken(&mut state, 9), [change(b"a", Some(b"2")), change(b"b", None)]);
+        assert_eq!(taken(&mut state, 9), []);
         assert_eq!(state.size(), 2);
     }
 
@@ -313,15 +327,26 @@ mod tests {
         for key in [b"a", b"b"] {
             state.apply(put(key, b"1"));
         }
-        assert_eq!(state.take_changes(1), [change(b"a", Some(b"1"))]);
+        assert_eq!(taken(&mut state, 1), [change(b"a", Some(b"1"))]);
         state.apply(put(b"a", b"2"));
         state.apply(put(b"b", b"2"));
         assert_eq!(state.changed_count(), 2);
-        assert_eq!(state.take_changes(9), [change(b"b", Some(b"2")), change(b"a", Some(b"2"))]);
+        assert_eq!(taken(&mut state, 9), [change(b"b", Some(b"2")), change(b"a", Some(b"2"))]);
         state.apply(Change { key: b"a".to_vec(), value: None });
         state.apply(put(b"a", b"3"));
-        // It went and came: the last time that it is taken it has its value.
-        assert_eq!(state.take_changes(9).last(), Some(&change(b"a", Some(b"3"))));
+        // It went and came, and is taken once.
+        assert_eq!(state.changed_count(), 2);
+        assert_eq!(state.take_changes(9, 9), (2, vec![change(b"a", Some(b"3"))]));
+    }
+
+    #[test]
+    fn changes_are_taken_in_pieces_of_about_a_size() {
+        let mut state = State::default();
+        for key in 0..4 {
+            state.apply(put(&[key], &[7; 99]));
+        }
+        let counts = [0; 2].map(|_| state.take_changes(9, 150).0);
+        assert_eq!((counts, state.changed_count()), ([2, 2], 0));
     }
 
     #[test]

@@ -61,8 +61,8 @@ pub fn run(options: &Options) -> Result<Outcome, Failure> {
     }
     if is(ExitCode::Success) || is(ExitCode::Configuration) {
         return Err(Failure::Usage(format!(
-            "{program} has checked nothing ({status}); it has to be a program made with \
-             `tidemill::daemon::Daemon` of this release or a later one, which knows \
+            "{program} has checked nothing ({status}); if it says no reason, it has to be a program \
+             made with `tidemill::daemon::Daemon` of this release or a later one, which knows \
              `--{VERIFY_REPLAY_FLAG}`"
         )));
     }

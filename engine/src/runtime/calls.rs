@@ -61,8 +61,14 @@ impl Calls {
         let open_count = self.open_count.fetch_add(1, Ordering::Relaxed) + 1;
         let mut thread_count = self.thread_count.lock().unwrap_or_else(PoisonError::into_inner);
         if *thread_count < open_count.min(self.thread_count_max) {
-            self.start_thread(*thread_count)?;
-            *thread_count += 1;
+            match self.start_thread(*thread_count) {
+                Ok(()) => *thread_count += 1,
+                Err(error) if *thread_count > 0 => {
+                    let threads = *thread_count;
+                    tracing::warn!(%error, threads, "no more threads for blocking calls");
+                }
+                Err(error) => return Err(error),
+            }
         }
         drop(thread_count);
         let job = Job { call, request, mailbox: mailbox.clone() };

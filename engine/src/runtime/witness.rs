@@ -49,21 +49,21 @@ mod tests {
         let call = Call::record(NameId(1), NameId(2), 3, 4);
         for ends in 0..3 {
             let witness = open(directory.path()).expect("a file");
-            assert_eq!(witness.start(), None, "after {ends} ends");
+            assert_eq!(witness.start(), [], "after {ends} ends");
             witness.enter(call);
         }
         let witness = open(directory.path()).expect("a file");
-        assert_eq!(witness.start(), Some((call, 3)));
+        assert_eq!(witness.start(), [(call, 3)]);
         let bytes = std::fs::read(directory.path().join(FILE)).expect("a file");
         assert_eq!((bytes.len(), &bytes[..8]), (BLOCK_SIZE, &b"TMWITNES"[..]));
         witness.forget();
-        assert_eq!(open(directory.path()).expect("a file").start(), None);
+        assert_eq!(open(directory.path()).expect("a file").start(), []);
     }
 
     #[test]
     fn a_file_of_another_length_begins_anew() {
         let directory = tempfile::tempdir().expect("a directory");
         std::fs::write(directory.path().join(FILE), b"TMWITNES").expect("a file");
-        assert_eq!(open(directory.path()).expect("a file").start(), None);
+        assert_eq!(open(directory.path()).expect("a file").start(), []);
     }
 }

@@ -270,9 +270,9 @@ impl Shard {
     /// whose call ended the processes before this one too often does not run.
     pub fn note_calls(&mut self, witness: &'static Witness) {
         self.topologies.witness = Some(witness);
-        let Some((call, ends)) = witness.start() else { return };
-        for hosted in &mut self.topologies.hosted {
-            if hosted.plan.id() == call.topology() {
+        for (call, ends) in witness.start() {
+            let hosted = self.topologies.hosted.iter_mut();
+            for hosted in hosted.filter(|it| it.plan.id() == call.topology()) {
                 let shown = call.shown(&hosted.plan);
                 hosted.culprit = Some(format!(
                     "the process ended {ends} times in a row inside of it, at {shown}; nothing is \
@@ -431,7 +431,8 @@ impl Shard {
         let may_send = self.may_send(index);
         // Time goes on and makes the state smaller, if anything does.
         let may_grow = !self.topologies.is_over_budget;
-        let is_filled = self.outbox.depth() >= FULL_AT;
+        let is_filled =
+            self.outbox.depth() >= FULL_AT || self.outbox.size() >= 2 * ON_THEIR_WAY_SIZE_MAX;
         let mut is_full = false;
         let mut resting = 0;
         while resting < Phase::COUNT && !is_full {

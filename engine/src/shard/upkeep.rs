@@ -30,8 +30,9 @@ use crate::partition::producer::Producer;
 use crate::partition::retention::{Piece, new_start};
 use crate::state::Kind;
 
-/// Keyed state copied in one slice of a snapshot: about a hundred microseconds of a step.
-const SNAPSHOT_SLICE_SIZE: usize = 64 << 10;
+/// Keyed state copied in one slice, of a snapshot or of a settle round: about a hundred microseconds
+/// of a step.
+const SLICE_SIZE: usize = 64 << 10;
 
 /// Pause after a merge that could not read its files: each try is told as damage, and the drive may
 /// be mended meanwhile.
@@ -259,7 +260,10 @@ impl Shard {
         for (id, start) in moves {
             self.advance_start(id, start);
         }
-        self.expire_producers(now);
+        // A producer and what is known of those that were forgotten belong into one file.
+        if !self.upkeep.is_copying() {
+            self.expire_producers(now);
+        }
     }
 
     fn expire_producers(&mut self, now: Now) {
@@ -283,12 +287,7 @@ impl Shard {
 
     /// Whether a round is planned that needs this frame to be durable.
     pub(super) fn settle_waits_for(&self, sequence: Sequence) -> bool {
-        match &self.upkeep.work {
-            // What it copies next may be from the frame that fills.
-            Work::SettleCopies(..) => true,
-            Work::SettleWaits(round) => round.settle.valid_at >= sequence,
-            _ => false,
-        }
+        matches!(&self.upkeep.work, Work::SettleWaits(round) if round.settle.valid_at >= sequence)
     }
 
     fn advance_work(&mut self, effects: &mut Vec<Effect>) {
@@ -429,9 +428,14 @@ impl Shard {
 
     /// Copies a slice of what changed for the round that is at that.
     fn copy_changes(&mut self, effects: &mut Vec<Effect>) {
+        // What the round's values saw has to find room: when only the reserve is left, the rest is
+        // copied before another frame fills.
+        let is_tight = !self.has_room(0);
         let Work::SettleCopies(round, left) = &mut self.upkeep.work else { return };
-        let count = self.options.copied_at_once.min(*left);
-        round.changes.extend(self.state.take_changes(count));
+        let count_max = if is_tight { *left } else { self.options.copied_at_once.min(*left) };
+        let size_max = if is_tight { usize::MAX } else { SLICE_SIZE };
+        let (count, changes) = self.state.take_changes(count_max, size_max);
+        round.changes.extend(changes);
         *left -= count;
         if *left > 0 {
             return;
@@ -606,7 +610,7 @@ impl Shard {
             let ops = self.store.snapshot_abandon();
             return self.clean_up(ops, effects);
         }
-        let slice = self.state.slice(cursor.as_deref(), SNAPSHOT_SLICE_SIZE);
+        let slice = self.state.slice(cursor.as_deref(), SLICE_SIZE);
         self.upkeep.snapshot = match slice.last() {
             None => {
                 let last = self.newest_frame().unwrap_or(self.wal.durable());

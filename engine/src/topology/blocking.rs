@@ -274,9 +274,10 @@ impl Plan {
         let Some(node) = self.parts.blocking.get(operator) else {
             return Err(CallFault::Failed("the operator has no function that may wait".to_owned()));
         };
-        match caught(|| (node.function)(key, *version, value)) {
+        // The words of an error are the user's code too.
+        match caught(|| (node.function)(key, *version, value).map_err(|error| error.to_string())) {
             Ok(Ok(result)) => Ok(result),
-            Ok(Err(error)) => Err(CallFault::Failed(error.to_string())),
+            Ok(Err(words)) => Err(CallFault::Failed(words)),
             Err(words) => Err(CallFault::Panicked(words)),
         }
     }

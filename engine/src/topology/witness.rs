@@ -12,7 +12,7 @@
 use std::sync::atomic::{AtomicU64, Ordering, compiler_fence};
 
 use super::key::{NameId, Timer};
-use super::stored::Position;
+use super::stored::{Position, StoredCall};
 use super::{Plan, TimeDomain};
 
 /// Ends in a row at the same call after which its topology does not run.
@@ -20,6 +20,10 @@ pub const ENDS_MAX: u64 = 3;
 
 /// How the memory begins that holds a witness: a name, and the version of what follows.
 const MAGIC: [u64; 2] = [u64::from_le_bytes(*b"TMWITNES"), 1];
+
+/// Calls that are known to end the process beside the last one that does. The topology of one more runs
+/// again when another is counted.
+const STOPPED_MAX: usize = 8;
 
 /// Numbers that tell a call apart.
 const CALL_WORDS: usize = 6;
@@ -29,6 +33,7 @@ const NONE: [u64; CALL_WORDS] = [0; CALL_WORDS];
 const RECORD: u64 = 1;
 const ARRIVAL: u64 = 2;
 const TIMER: u64 = 3;
+const RESULT: u64 = 4;
 
 /// A call of user code: kind, topology, place, partition, number, more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,11 +59,14 @@ impl Call {
     /// Of a timer.
     pub fn timer(timer: &Timer) -> Self {
         let place = u64::from(timer.domain as u8) << 32 | u64::from(timer.partition);
-        let key = timer.key.iter().fold(timer.key.len() as u64, |hash, byte| {
-            (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3)
-        });
         let (topology, operator) = (timer.topology.0, timer.operator.0);
-        Self([TIMER, topology, operator, place, timer.time_ms as u64, key])
+        Self([TIMER, topology, operator, place, timer.time_ms as u64, hash(&timer.key)])
+    }
+
+    /// Of the result of a blocking call.
+    pub fn result(topology: NameId, called: &StoredCall) -> Self {
+        let (operator, partition) = (called.operator.0, called.partition.into());
+        Self([RESULT, topology.0, operator, partition, called.sequence, hash(&called.key)])
     }
 
     /// Its topology.
@@ -83,12 +91,21 @@ impl Call {
             _ => {
                 let operator = plan.operator(NameId(place));
                 let operator = operator.map_or("(unknown)", |it| &plan.operator_names()[it]);
+                if kind == RESULT {
+                    return format!("result {number} of operator {operator} in partition {index}");
+                }
                 let is_event = partition >> 32 == u64::from(TimeDomain::Event as u8);
                 let domain = if is_event { "event time" } else { "the clock" };
                 format!("a timer of operator {operator} at {} ms by {domain}", number as i64)
             }
         }
     }
+}
+
+fn hash(key: &[u8]) -> u64 {
+    key.iter().fold(key.len() as u64, |hash, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3)
+    })
 }
 
 /// The note of one shard. Numbers are little-endian.
@@ -102,9 +119,11 @@ pub struct Witness {
     counted: [AtomicU64; CALL_WORDS],
     /// How often in a row it did.
     ends: AtomicU64,
+    /// Calls that did so too often before it.
+    stopped: [[AtomicU64; CALL_WORDS]; STOPPED_MAX],
 }
 
-const _: () = assert!(size_of::<Witness>() == 120);
+const _: () = assert!(size_of::<Witness>() == 504);
 
 fn load(word: &AtomicU64) -> u64 {
     u64::from_le(word.load(Ordering::Relaxed))
@@ -145,9 +164,9 @@ impl Witness {
         compiler_fence(Ordering::SeqCst);
     }
 
-    /// A process starts: counts the call that the one before ended in, if it did. The call that has
-    /// ended so many processes in a row that its topology is not to run, and how many.
-    pub fn start(&self) -> Option<(Call, u64)> {
+    /// A process starts: counts the call that the one before ended in, if it did. The calls that have
+    /// ended so many processes in a row that their topologies are not to run, and how many.
+    pub fn start(&self) -> Vec<(Call, u64)> {
         if [load(&self.magic[0]), load(&self.magic[1])] != MAGIC {
             // New, or written by a build that knows more: nothing is lost by beginning anew.
             store_all(&self.running, NONE);
@@ -157,19 +176,30 @@ impl Witness {
         }
         let ended = load_all(&self.running);
         if ended[0] != 0 {
-            let is_same = ended == load_all(&self.counted);
+            let counted = load_all(&self.counted);
+            let is_same = ended == counted;
+            if !is_same && load(&self.ends) >= ENDS_MAX {
+                // Another topology goes on without that one, and ends the process as well.
+                if let Some(free) = self.stopped.iter().find(|call| load(&call[0]) == 0) {
+                    store_all(free, counted);
+                }
+            }
             store(&self.ends, if is_same { load(&self.ends).saturating_add(1) } else { 1 });
             store_all(&self.counted, ended);
             store_all(&self.running, NONE);
         }
+        let stopped = self.stopped.iter().map(load_all).filter(|call| call[0] != 0);
+        let stopped = stopped.map(|call| (Call(call), ENDS_MAX));
         let ends = load(&self.ends);
-        (ends >= ENDS_MAX).then(|| (Call(load_all(&self.counted)), ends))
+        let counted = (ends >= ENDS_MAX).then(|| (Call(load_all(&self.counted)), ends));
+        stopped.chain(counted).collect()
     }
 
     /// The process ends as it should: all counts begin anew.
     pub fn forget(&self) {
         store(&self.ends, 0);
         store_all(&self.counted, NONE);
+        self.stopped.iter().for_each(|call| store_all(call, NONE));
     }
 }
 
@@ -183,6 +213,9 @@ impl Witness {
         store_all(&copy.running, load_all(&self.running));
         store_all(&copy.counted, load_all(&self.counted));
         store(&copy.ends, load(&self.ends));
+        for (copy, call) in copy.stopped.iter().zip(&self.stopped) {
+            store_all(copy, load_all(call));
+        }
         copy
     }
 }
@@ -200,7 +233,7 @@ mod tests {
     /// that the starts found to be too often.
     fn check(script: &str, expected: &[Option<(u64, u64)>]) {
         let mut witness = Witness::default();
-        assert_eq!(witness.start(), None, "a new one");
+        assert_eq!(witness.start(), [], "a new one");
         let mut found = Vec::new();
         for step in script.split(", ") {
             let (verb, offset) = step.split_once(' ').unwrap_or((step, ""));
@@ -217,7 +250,7 @@ mod tests {
             witness = witness.copy();
             let too_often = witness.start();
             let offset = |call: Call| (0..9).find(|it| self::call(*it) == call).expect("ours");
-            found.push(too_often.map(|(call, ends)| (offset(call), ends)));
+            found.push(too_often.first().map(|(call, ends)| (offset(*call), *ends)));
         }
         assert_eq!(found, expected, "{script}");
     }
@@ -238,6 +271,21 @@ mod tests {
         check("die 7, die 7, die, die 7", &[None, None, None, Some((7, 3))]);
         check("pass 7, die, pass 7, die, pass 7, die", &[None; 3]);
         check("die 7, die 7, die 7, stop, die 7", &[None, None, Some((7, 3)), None, None]);
+    }
+
+    #[test]
+    fn one_that_is_told_stays_told_while_another_is_counted() {
+        let told = Some((7, 3));
+        check("die 7, die 7, die 7, die 6, die 6", &[None, None, told, told, told]);
+        let mut witness = Witness::default();
+        for offset in [7, 7, 7, 6, 6, 6] {
+            witness.start();
+            witness.enter(call(offset));
+            witness = witness.copy();
+        }
+        assert_eq!(witness.start(), [(call(7), 3), (call(6), 3)]);
+        witness.forget();
+        assert_eq!(witness.start(), []);
     }
 
     #[test]
@@ -302,7 +350,7 @@ mod tests {
         store_all(&witness.running, call(7).0);
         store_all(&witness.counted, call(7).0);
         store(&witness.ends, 9);
-        assert_eq!(witness.start(), None);
+        assert_eq!(witness.start(), []);
         assert_eq!(load(&witness.ends), 0);
     }
 }

@@ -9,6 +9,7 @@ use crate::state::State;
 use crate::topology::blocking::{Found, Line, Waiting};
 use crate::topology::run::{Failure, NewWaiting};
 use crate::topology::stored::StoredCall;
+use crate::topology::witness::Call;
 
 /// Records that wait for calls before a task is given no more of them; and bytes of these.
 const WAITING_MAX: usize = 10_000;
@@ -134,7 +135,11 @@ impl Task {
         let outcome = match &result {
             Ok(_) => {
                 let circumstances = &self.circumstances;
-                self.plan.on_called(state, circumstances, &found, &record, called.clone())
+                self.enter(|| Call::result(self.plan.id(), &called));
+                let outcome =
+                    self.plan.on_called(state, circumstances, &found, &record, called.clone());
+                self.leave();
+                outcome
             }
             Err(fault) => Err(self.failure(operator, fault)),
         };
