@@ -361,13 +361,22 @@ impl Shard {
     }
 
     /// Whether entries of a shard are to wait: there is no room in the log for them, or others of that
-    /// shard wait already. Only those of topologies do; what changes the catalog is taken in any case,
-    /// for it may make room, and then what is before it is.
+    /// shard wait already. Those of topologies do; what changes the catalog is taken from the reserve,
+    /// for it may make room, and then what is before it is. If that is more than the log has left, no
+    /// frame could take it, and all of it waits.
     pub(in crate::shard) fn must_hold(&self, from: ShardId, entries: &[Bytes]) -> bool {
-        let are_of_topologies = entries.iter().all(|entry| entry.starts_with(&stored::ENTRY_MARK));
-        let waits = self.topologies.held.iter().any(|held| held.from == from);
+        let is_of_topology = |entry: &Bytes| entry.starts_with(&stored::ENTRY_MARK);
+        let held = self.topologies.held.iter().filter(|held| held.from == from);
+        let waiting: Vec<usize> = held.map(|held| held.entry.len()).collect();
         let size: usize = entries.iter().map(Bytes::len).sum();
-        are_of_topologies && (waits || !self.has_room(size))
+        if entries.iter().all(is_of_topology) {
+            return !waiting.is_empty() || !self.has_room(size);
+        }
+        // For each an entry of the state, and one that says that it came.
+        let count = 2 * (entries.len() + waiting.len());
+        let size = size + waiting.iter().sum::<usize>() + self.topologies.arrived_size();
+        let has_before = !waiting.is_empty() || entries.iter().any(is_of_topology);
+        has_before && !self.wal.fits_leaving(count, size, 0)
     }
 
     /// Entries wait for room.
