@@ -42,7 +42,7 @@ use super::wire::{Connection, Habits, Way};
 use super::{Counts, Failure};
 
 /// Events in one wait: far more than any wait takes.
-const EVENTS_MAX: u64 = 2_000_000;
+const EVENTS_MAX: u64 = 20_000_000;
 
 /// How long everything is read beside new load, in microseconds; then the load ends.
 const LOADED_AUDIT_US_MAX: u64 = 2_000_000;
