@@ -18,7 +18,7 @@ use std::time::Instant;
 use tidemill_tests::daemon::repository;
 use tidemill_tests::sim::plan::Plan;
 use tidemill_tests::sim::run_seed;
-use tidemill_tests::sim::streams::{Flow, Streams};
+use tidemill_tests::sim::streams::Flow;
 use tidemill_wal::mutation::{Mutation, Scope};
 
 /// What finds a mutation: each of these that there is.
@@ -168,8 +168,7 @@ fn has_arrivals(plan: &Plan) -> bool {
 
 /// Whether event time of a seed depends on other shards.
 fn has_marks(plan: &Plan) -> bool {
-    let Streams { flows, rules, .. } = &plan.streams;
-    plan.shard_count > 1 && flows.contains(&Flow::Windows) && rules.is_keyed_anew
+    plan.shard_count > 1 && plan.streams.flows.contains(&Flow::Windows)
 }
 
 fn expect_found(mutation: Mutation, found: Found) {

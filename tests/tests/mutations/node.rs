@@ -67,6 +67,7 @@ fn options() -> ShardOptions {
         disk_full_retry_ms: 10,
         scrub_rate: 0,
         settle_sync_size: 1 << 20,
+        copied_at_once: usize::MAX,
         readers_max: 10,
         waiting_batches_size_max: 8 << 20,
         topologies: Vec::new(),
