@@ -236,7 +236,7 @@ fn kafka_consumer_groups_shows_the_lag_of_a_topology() {
     assert_eq!(status, 0, "{output}");
     let mut groups: Vec<&str> = output.lines().collect();
     groups.sort_unstable();
-    assert_eq!(groups, ["tidemill.copying", "tidemill.counting"]);
+    assert_eq!(groups, ["tidemill.calling", "tidemill.copying", "tidemill.counting"]);
     let describe = "kafka-consumer-groups --describe --group tidemill.counting";
     let expected = ["records 0 5 5 0", "records 1 5 5 0", "records 2 5 5 0", "records 3 5 5 0"];
     // What is acknowledged may be counted a moment later.
