@@ -19,6 +19,7 @@ mod context;
 pub mod course;
 pub mod declared;
 mod expiry;
+mod failure;
 mod figures;
 mod join;
 mod key;
