@@ -121,9 +121,7 @@ impl Base {
     fn load(storage: &dyn Storage, shard: ShardId) -> Result<Option<Self>, OpenError> {
         let Some(loaded) = Store::load(storage, shard)? else { return Ok(None) };
         let mut state = State::default();
-        loaded.store.visit_state(storage, &mut |key, value| {
-            state.load(key, value);
-        })?;
+        loaded.store.visit_state(storage, &mut |key, value| state.load(key, value))?;
         Ok(Some(Self { store: loaded.store, state }))
     }
 
@@ -366,6 +364,8 @@ impl Walk<'_> {
             let known = before.operators_ms.iter().find(|(known, ..)| *known == id);
             known.map_or(i64::MIN, |(.., seen_ms)| *seen_ms)
         };
+        let seen_before = plan.seen_before(&self.state)?.into_iter();
+        let seen_before_ms = seen_before.flat_map(|(_, seen_ms)| seen_ms).collect();
         Ok(Some(Circumstances {
             now_ms: step.clock_ms,
             shard: self.shard,
@@ -375,29 +375,10 @@ impl Walk<'_> {
             seed: course.seed,
             step: frame.0,
             size_max: course.size_max as usize,
-            seen_before_ms: seen_before(plan, &self.state)?,
+            seen_before_ms,
             stopwatch: None,
         }))
     }
-}
-
-/// The event times that operators of a former shard had seen.
-fn seen_before(plan: &Plan, state: &State) -> Result<BTreeMap<(usize, u32), i64>, String> {
-    let mut times = BTreeMap::new();
-    let prefix = Kind::TopologySeen.key(&[&plan.id().0.to_be_bytes()]);
-    for (key, value) in state.range(&prefix) {
-        let seen = stored::decode_seen_key(key).zip(stored::decode_seen(value));
-        let ((_, stage, partition), seen_ms) = seen.ok_or("former times cannot be read")?;
-        let Some(stage) = plan.stage(stage) else { continue };
-        for (operator, seen_ms) in seen_ms {
-            let operator = plan.operator(operator);
-            let operator = operator.filter(|it| plan.stage_of_operator(*it) == Some(stage));
-            if let Some(operator) = operator {
-                times.insert((operator, partition), seen_ms);
-            }
-        }
-    }
-    Ok(times)
 }
 
 /// The batches before a course and the changes behind it that are the step's.

@@ -38,7 +38,7 @@ mod window;
 mod witness;
 
 use std::cell::Cell;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 pub use self::blocking::Waiting;
@@ -68,7 +68,7 @@ pub use self::witness::{Call, Witness};
 use self::run::Run;
 use self::stream::{Parts, Shared};
 use crate::batch::Record;
-use crate::state::State;
+use crate::state::{Kind, State};
 
 /// Longest name of a topology, an operator or a state, in bytes.
 pub const NAME_SIZE_MAX: usize = 128;
@@ -192,6 +192,9 @@ impl Topology {
     }
 }
 
+/// Event times by operator and partition, see [`Plan::seen_before`].
+pub type SeenBefore = BTreeMap<(usize, u32), i64>;
+
 /// A topology that runs: the same for all shards, without state.
 pub struct Plan {
     id: NameId,
@@ -296,6 +299,25 @@ impl Plan {
     /// Pairs of stages whose keys have to be in the same places.
     pub fn together(&self) -> impl Iterator<Item = (usize, usize)> {
         self.parts.together.iter().copied()
+    }
+
+    /// Event times that operators of a former shard had seen for the keys of a partition: for each
+    /// entry of the state its key, and for each operator, by number, and partition the time in
+    /// milliseconds since 1970. A stage that is gone may come back, so its entries are left out.
+    pub fn seen_before(&self, state: &State) -> Result<Vec<(Vec<u8>, SeenBefore)>, String> {
+        let mut all = Vec::new();
+        for (key, value) in state.range(&Kind::TopologySeen.key(&[&self.id.0.to_be_bytes()])) {
+            let seen = stored::decode_seen_key(key).zip(stored::decode_seen(value));
+            let ((_, stage, partition), seen_ms) = seen.ok_or("its former times cannot be read")?;
+            let Some(stage) = self.stage(stage) else { continue };
+            let of_stage = |(id, seen_ms): (NameId, i64)| {
+                let operator = self.operator(id)?;
+                let is_ours = self.stage_of_operator(operator) == Some(stage);
+                is_ours.then_some(((operator, partition), seen_ms))
+            };
+            all.push((key.to_vec(), seen_ms.into_iter().filter_map(of_stage).collect()));
+        }
+        Ok(all)
     }
 
     /// Names of the operators, in the order of their numbers.

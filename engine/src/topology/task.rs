@@ -24,7 +24,7 @@ use super::run::{Circumstances, Destination, Emitted, Failure, StagePlace, Wante
 use super::stored::{Position, StoredCall};
 use super::watermark::EventTimes;
 use super::witness::{Call, Witness};
-use super::{NameId, Plan};
+use super::{NameId, Plan, SeenBefore};
 use crate::batch::{Record, RecordBatch};
 use crate::command::partition_shard;
 use crate::effect::{Change, Now};
@@ -305,21 +305,14 @@ impl Task {
 
     /// What operators of a former shard saw of event time for the keys of a partition of a stage.
     /// False if those of this one see as much, and it can be forgotten.
-    pub fn resume_seen(
-        &mut self,
-        (stage, partition): (usize, u32),
-        seen_ms: &BTreeMap<NameId, i64>,
-    ) -> bool {
-        let mut is_ahead = false;
-        for (id, seen_ms) in seen_ms {
-            let Some(operator) = self.plan.operator(*id) else { continue };
-            let is_of_stage = self.plan.stage_of_operator(operator) == Some(stage);
-            if is_of_stage && *seen_ms > self.circumstances.watermarks_ms[operator] {
-                self.circumstances.seen_before_ms.insert((operator, partition), *seen_ms);
-                is_ahead = true;
-            }
-        }
-        is_ahead
+    pub fn resume_seen(&mut self, seen_ms: SeenBefore) -> bool {
+        let Circumstances { watermarks_ms, seen_before_ms, .. } = &mut self.circumstances;
+        let is_ahead =
+            |((operator, _), seen_ms): &((usize, u32), i64)| *seen_ms > watermarks_ms[*operator];
+        let ahead: SeenBefore = seen_ms.into_iter().filter(is_ahead).collect();
+        let is_any = !ahead.is_empty();
+        seen_before_ms.extend(ahead);
+        is_any
     }
 
     /// Event time that each operator sees.

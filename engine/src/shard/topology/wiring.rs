@@ -239,14 +239,9 @@ impl Shard {
     /// more.
     fn resume_seen(&self, plan: &Plan, task: &mut Task) -> Result<Vec<Vec<u8>>, String> {
         let mut useless = Vec::new();
-        let prefix = Kind::TopologySeen.key(&[&plan.id().0.to_be_bytes()]);
-        for (key, value) in self.state.range(&prefix) {
-            let seen = stored::decode_seen_key(key).zip(stored::decode_seen(value));
-            let ((_, stage, partition), seen_ms) = seen.ok_or("its former times cannot be read")?;
-            // A stage that is gone may come back.
-            let Some(stage) = plan.stage(stage) else { continue };
-            if !task.resume_seen((stage, partition), &seen_ms) {
-                useless.push(key.to_vec());
+        for (key, seen_ms) in plan.seen_before(&self.state)? {
+            if !task.resume_seen(seen_ms) {
+                useless.push(key);
             }
         }
         Ok(useless)
