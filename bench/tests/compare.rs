@@ -1,28 +1,14 @@
 //! A small comparison against the real server, the page that is drawn of it, and the verdict on two
 //! equal sets of runs. What it measures here means nothing.
 
+mod server;
+
 use std::fs;
-use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use serde_json::Value;
 
-const BENCH: &str = env!("CARGO_BIN_EXE_tidemill-bench");
-
-/// The server under test: `TIDEMILL_BIN`, or what Cargo builds beside this test.
-fn server() -> PathBuf {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-    if let Some(path) = std::env::var_os("TIDEMILL_BIN") {
-        return root.join(path);
-    }
-    let mut build = Command::new(env!("CARGO"));
-    build.current_dir(&root).args(["build", "--workspace", "--bin", "tidemill"]);
-    if Path::new(BENCH).parent().is_some_and(|profile| profile.ends_with("release")) {
-        build.arg("--release");
-    }
-    assert!(build.status().expect("cargo runs").success(), "the server does not build");
-    Path::new(BENCH).with_file_name("tidemill")
-}
+use server::{BENCH, server};
 
 fn bench(arguments: &[&str]) -> Output {
     Command::new(BENCH).args(arguments).output().expect("it runs")

@@ -1,37 +1,20 @@
 //! Every kind of run, small, against the real server: that it runs to its end, checks what it gets,
 //! and tells all that a result has to tell. What it measures here means nothing.
 
-use std::path::{Path, PathBuf};
+mod server;
+
 use std::process::Command;
-use std::sync::OnceLock;
 
 use serde_json::Value;
 
-/// The server under test: `TIDEMILL_BIN`, or what Cargo builds beside this test.
-fn server() -> &'static Path {
-    static FOUND: OnceLock<PathBuf> = OnceLock::new();
-    FOUND.get_or_init(|| {
-        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-        if let Some(path) = std::env::var_os("TIDEMILL_BIN") {
-            return root.join(path);
-        }
-        let bench = Path::new(env!("CARGO_BIN_EXE_tidemill-bench"));
-        let mut build = Command::new(env!("CARGO"));
-        build.current_dir(&root).args(["build", "--workspace", "--bin", "tidemill"]);
-        if bench.parent().is_some_and(|profile| profile.ends_with("release")) {
-            build.arg("--release");
-        }
-        assert!(build.status().expect("cargo runs").success(), "the server does not build");
-        bench.with_file_name("tidemill")
-    })
-}
+use server::{BENCH, server};
 
 /// Runs a subcommand and returns the runs that it tells.
 fn bench(arguments: &[&str]) -> Vec<Value> {
     let small = ["--shards", "1", "--server-arg=--segment-size=17MiB"];
     // Recovery chooses the segments itself.
     let small = if arguments[0] == "recovery" { &small[..2] } else { &small[..] };
-    let output = Command::new(env!("CARGO_BIN_EXE_tidemill-bench"))
+    let output = Command::new(BENCH)
         .args(arguments)
         .args(small)
         .arg("--server")
@@ -153,7 +136,7 @@ fn a_sweep_finds_a_rate() {
 
 #[test]
 fn nothing_is_measured_where_nothing_is_durable() {
-    let output = Command::new(env!("CARGO_BIN_EXE_tidemill-bench"))
+    let output = Command::new(BENCH)
         .args(["latency", "--data-dir", "/dev/shm", "--server"])
         .arg(server())
         .output()

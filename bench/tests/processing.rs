@@ -1,26 +1,12 @@
 //! Small runs of topologies, against the real node. What they measure here means nothing.
 
-use std::path::{Path, PathBuf};
+mod server;
+
 use std::process::Command;
 
 use serde_json::Value;
 
-const BENCH: &str = env!("CARGO_BIN_EXE_tidemill-bench");
-
-/// The server on which topics are made: `TIDEMILL_BIN`, or what Cargo builds beside this test.
-fn server() -> PathBuf {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-    if let Some(path) = std::env::var_os("TIDEMILL_BIN") {
-        return root.join(path);
-    }
-    let mut build = Command::new(env!("CARGO"));
-    build.current_dir(&root).args(["build", "--workspace", "--bin", "tidemill"]);
-    if Path::new(BENCH).parent().is_some_and(|profile| profile.ends_with("release")) {
-        build.arg("--release");
-    }
-    assert!(build.status().expect("cargo runs").success(), "the server does not build");
-    Path::new(BENCH).with_file_name("tidemill")
-}
+use server::{BENCH, server};
 
 /// Runs a subcommand and returns the runs that it tells.
 fn bench(arguments: &[&str]) -> Vec<Value> {
