@@ -13,7 +13,7 @@ use socket2::Socket;
 use tidemill_wal::format::ShardId;
 
 use super::clock::Clock;
-use super::connection::{Connection, Ended, READ_SIZE_LARGE};
+use super::connection::{Arrival, Connection, Ended, READ_SIZE_LARGE};
 use super::lines::LineLimit;
 use super::mesh::{Packet, Port};
 use super::tickets::{Asker, ConnectionId, Tickets};
@@ -27,8 +27,12 @@ use crate::kafka::session::{Context, DispatchId, Finished, NodeFacts};
 /// the others.
 const FETCH_SIZE_MIN: u32 = 64 << 10;
 
-/// How long a client may leave a request unfinished while others wait for the receive budget.
-const STALL_US_MAX: u64 = 500_000;
+/// How long a client may send nothing of an unfinished request while others wait for the receive
+/// budget. They wait in a line, and each one in it that stalls holds up the others for this long.
+const STALL_US_MAX: u64 = 250_000;
+
+/// How often stalled clients are looked for while the receive budget is used up.
+const STALL_CHECK_MS: u64 = 100;
 
 /// Limits of one shard's connections.
 #[derive(Debug, Clone)]
@@ -50,6 +54,7 @@ pub struct Hub {
     pub(super) shared: Shared,
     connections: HashMap<ConnectionId, Connection>,
     next_connection: u64,
+    next_stall_check_ms: u64,
 }
 
 /// What all connections of a shard have in common, and the loop's own queues.
@@ -111,7 +116,7 @@ impl Hub {
             is_budget_eased: false,
             lines: LineLimit::default(),
         };
-        Self { shared, connections: HashMap::new(), next_connection: 0 }
+        Self { shared, connections: HashMap::new(), next_connection: 0, next_stall_check_ms: 0 }
     }
 
     /// A ticket whose answer no connection gets.
@@ -261,29 +266,55 @@ impl Hub {
         self.close_slow_requests(now_us, idle_us);
     }
 
-    /// Closes connections whose requests take too long to arrive: longer than an idle connection
-    /// is kept, or too long for the others who wait for the receive budget.
+    /// Closes connections whose requests take longer to arrive than an idle connection is kept.
+    /// Bytes that drip never stall: while others wait for the receive budget, the one that drips
+    /// longest goes.
     fn close_slow_requests(&mut self, now_us: u64, idle_us: u64) {
-        let is_used_up = !self.shared.has_room_to_receive();
-        let mut slow: Vec<_> = (self.connections.values())
+        let mut slow = self.arriving(|arrival| now_us - arrival.began_us > idle_us);
+        if slow.is_empty() && !self.shared.has_room_to_receive() {
+            slow = self.arriving(|_| true);
+            slow.truncate(1);
+        }
+        self.close_arriving(slow);
+    }
+
+    /// Closes connections that send nothing of their requests while others wait for the receive
+    /// budget.
+    pub(super) fn close_stalled(&mut self) {
+        let now = self.shared.clock.now();
+        if self.shared.has_room_to_receive() || now.monotonic_ms < self.next_stall_check_ms {
+            return;
+        }
+        self.next_stall_check_ms = now.monotonic_ms + STALL_CHECK_MS;
+        let now_us = self.shared.clock.monotonic_us();
+        let stalled = self.arriving(|arrival| now_us - arrival.waiting_since_us > STALL_US_MAX);
+        self.close_arriving(stalled);
+    }
+
+    /// How long the loop may sleep until [`Hub::close_stalled`] has to look again, ms.
+    pub(super) fn wait_ms_max(&self) -> Option<u64> {
+        (!self.shared.has_room_to_receive()).then_some(STALL_CHECK_MS)
+    }
+
+    /// Connections with a part of a request that is so, the one that began first in front.
+    fn arriving(&self, is_so: impl Fn(&Arrival) -> bool) -> Vec<ConnectionId> {
+        let mut found: Vec<_> = (self.connections.values())
             .filter_map(|connection| {
-                let arrival = connection.slow_arrival()?;
-                let is_stalled = is_used_up && now_us - arrival.waiting_since_us > STALL_US_MAX;
-                let is_late = now_us - arrival.began_us > idle_us || is_stalled;
-                (is_late || is_used_up).then_some((arrival.began_us, is_late, connection.id))
+                let arrival = connection.slow_arrival().filter(&is_so)?;
+                Some((arrival.began_us, connection.id))
             })
             .collect();
-        slow.sort_unstable_by_key(|(began_us, _, id)| (*began_us, *id));
-        // Bytes that drip never stall; while others wait, the one that drips longest goes.
-        let is_first_for_all = slow.iter().all(|(_, is_late, _)| !is_late);
-        for (index, (_, is_late, id)) in slow.into_iter().enumerate() {
-            if is_late || (index == 0 && is_first_for_all) {
-                if let Some(left_out) = self.shared.admit_line() {
-                    let peer = self.connections[&id].peer();
-                    tracing::info!(peer, left_out, "closing: its request arrives too slowly");
-                }
-                self.close(id, "its request arrives too slowly");
+        found.sort_unstable();
+        found.into_iter().map(|(_, id)| id).collect()
+    }
+
+    fn close_arriving(&mut self, ids: Vec<ConnectionId>) {
+        for id in ids {
+            if let Some(left_out) = self.shared.admit_line() {
+                let peer = self.connections[&id].peer();
+                tracing::info!(peer, left_out, "closing: its request arrives too slowly");
             }
+            self.close(id, "its request arrives too slowly");
         }
     }
 }

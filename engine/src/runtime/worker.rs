@@ -526,6 +526,7 @@ impl Worker {
         telemetry.state.set(gauges.state_size);
         telemetry.disk_full.set(gauges.is_disk_full);
         self.jobs.set_pace(pace(self.places.settle_rate, &gauges));
+        self.hub.close_stalled();
         let now = self.hub.shared.clock.now();
         if now.monotonic_ms < self.next_figures_ms {
             return Ok(());
@@ -596,6 +597,7 @@ impl Worker {
     /// Waits for something to do. The order (say that we sleep, look once more, sleep) is the
     /// doorbell's protocol, see `ring.rs`.
     fn wait(&mut self, pause_until_ms: Option<u64>) -> io::Result<()> {
+        let stall_check_ms = self.hub.wait_ms_max();
         let shared = &mut self.hub.shared;
         let has_input = !shared.inbox.is_empty() && self.shard.accepts();
         let may_sleep =
@@ -617,6 +619,7 @@ impl Worker {
         let mut wait_ms = due_ms.map_or(FIGURES_INTERVAL_MS, |due_ms| {
             due_ms.saturating_sub(now_ms).clamp(1, FIGURES_INTERVAL_MS)
         });
+        wait_ms = wait_ms.min(stall_check_ms.unwrap_or(FIGURES_INTERVAL_MS));
         if self.stop != Stop::No {
             wait_ms = wait_ms.min(STOP_POLL_MS);
         }
