@@ -28,10 +28,11 @@ use crate::kafka::session::{Context, DispatchId, Finished, NodeFacts};
 const FETCH_SIZE_MIN: u32 = 64 << 10;
 
 /// How long a client may send nothing of an unfinished request while others wait for the receive
-/// budget. They wait in a line, and each one in it that stalls holds up the others for this long.
-const STALL_US_MAX: u64 = 250_000;
+/// budget. They wait in a line, and each one in it that stalls holds up the others for this long, and
+/// until the next look. A lost segment is sent again after 200 ms and a round trip.
+const STALL_US_MAX: u64 = 400_000;
 
-/// How often stalled clients are looked for while the receive budget is used up.
+/// How often stalled clients are looked for while others wait.
 const STALL_CHECK_MS: u64 = 100;
 
 /// Limits of one shard's connections.
@@ -271,7 +272,7 @@ impl Hub {
     /// longest goes.
     fn close_slow_requests(&mut self, now_us: u64, idle_us: u64) {
         let mut slow = self.arriving(|arrival| now_us - arrival.began_us > idle_us);
-        if slow.is_empty() && !self.shared.has_room_to_receive() {
+        if slow.is_empty() && self.shared.is_waited_for_budget() {
             slow = self.arriving(|_| true);
             slow.truncate(1);
         }
@@ -281,26 +282,28 @@ impl Hub {
     /// Closes connections that send nothing of their requests while others wait for the receive
     /// budget.
     pub(super) fn close_stalled(&mut self) {
-        let now = self.shared.clock.now();
-        if self.shared.has_room_to_receive() || now.monotonic_ms < self.next_stall_check_ms {
+        if !self.shared.is_waited_for_budget() {
             return;
         }
-        self.next_stall_check_ms = now.monotonic_ms + STALL_CHECK_MS;
         let now_us = self.shared.clock.monotonic_us();
+        if now_us / 1000 < self.next_stall_check_ms {
+            return;
+        }
+        self.next_stall_check_ms = now_us / 1000 + STALL_CHECK_MS;
         let stalled = self.arriving(|arrival| now_us - arrival.waiting_since_us > STALL_US_MAX);
         self.close_arriving(stalled);
     }
 
     /// How long the loop may sleep until [`Hub::close_stalled`] has to look again, ms.
-    pub(super) fn wait_ms_max(&self) -> Option<u64> {
-        (!self.shared.has_room_to_receive()).then_some(STALL_CHECK_MS)
+    pub(super) fn stall_check_ms(&self) -> Option<u64> {
+        self.shared.is_waited_for_budget().then_some(STALL_CHECK_MS)
     }
 
-    /// Connections with a part of a request that is so, the one that began first in front.
-    fn arriving(&self, is_so: impl Fn(&Arrival) -> bool) -> Vec<ConnectionId> {
+    /// Connections with a wanted part of a request, the one that began first in front.
+    fn arriving(&self, is_wanted: impl Fn(&Arrival) -> bool) -> Vec<ConnectionId> {
         let mut found: Vec<_> = (self.connections.values())
             .filter_map(|connection| {
-                let arrival = connection.slow_arrival().filter(&is_so)?;
+                let arrival = connection.slow_arrival().filter(&is_wanted)?;
                 Some((arrival.began_us, connection.id))
             })
             .collect();
@@ -376,6 +379,11 @@ impl Shared {
     /// Whether the receive budget has room for large requests.
     pub(super) fn has_room_to_receive(&self) -> bool {
         self.received < self.limits.receive_budget
+    }
+
+    /// Whether somebody waits for the receive budget.
+    fn is_waited_for_budget(&self) -> bool {
+        !self.has_room_to_receive() && !self.budget_waiters.is_empty()
     }
 
     /// While the budget is used up one connection at a time goes on beyond it, so that requests

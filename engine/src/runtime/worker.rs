@@ -254,6 +254,8 @@ impl Worker {
             let pause_until_ms = listener.as_ref().and_then(Listener::deadline_ms);
             self.wait(pause_until_ms)?;
             self.handle_completions(&mut listener)?;
+            // Not before: what had come while the shard was busy counts as sent.
+            self.hub.close_stalled();
         }
     }
 
@@ -526,7 +528,6 @@ impl Worker {
         telemetry.state.set(gauges.state_size);
         telemetry.disk_full.set(gauges.is_disk_full);
         self.jobs.set_pace(pace(self.places.settle_rate, &gauges));
-        self.hub.close_stalled();
         let now = self.hub.shared.clock.now();
         if now.monotonic_ms < self.next_figures_ms {
             return Ok(());
@@ -597,7 +598,7 @@ impl Worker {
     /// Waits for something to do. The order (say that we sleep, look once more, sleep) is the
     /// doorbell's protocol, see `ring.rs`.
     fn wait(&mut self, pause_until_ms: Option<u64>) -> io::Result<()> {
-        let stall_check_ms = self.hub.wait_ms_max();
+        let stall_check_ms = self.hub.stall_check_ms();
         let shared = &mut self.hub.shared;
         let has_input = !shared.inbox.is_empty() && self.shard.accepts();
         let may_sleep =
