@@ -451,7 +451,7 @@ pub struct ShardTelemetry {
     /// Bytes that recovery has to read and replay; 0 while that is unknown.
     pub recovery_total: Gauge,
     /// Estimated milliseconds that recovery would take if the shard started now; while it
-    /// recovers, what remains.
+    /// recovers, what remains of its log at most.
     pub recovery_estimate_ms: Gauge,
     /// Open connections.
     pub connections_open: Gauge,

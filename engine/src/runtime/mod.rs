@@ -42,6 +42,9 @@ use crate::shard::Gauges;
 /// Replay reads at disk speed and checks every byte; this rate is a careful estimate.
 const REPLAY_BYTES_PER_MS: u64 = 500_000;
 
+/// Entries of keyed state are put into their map one by one, at about this rate.
+const STATE_ENTRIES_PER_MS: u64 = 700;
+
 /// Total and usable bytes of a directory's file system.
 fn disk_space(directory: &Path) -> io::Result<(u64, u64)> {
     use std::os::unix::ffi::OsStrExt;
@@ -58,6 +61,12 @@ fn disk_space(directory: &Path) -> io::Result<(u64, u64)> {
 /// How long a start would take now, from what it would replay and load.
 fn recovery_estimate_ms(gauges: &Gauges) -> u64 {
     (gauges.wal_used + gauges.state_size) / REPLAY_BYTES_PER_MS
+        + (gauges.state_count + gauges.changed_count) / STATE_ENTRIES_PER_MS
+}
+
+/// How long a recovery still takes at most that has replayed so many bytes of all segments.
+fn remaining_ms(done: u64, total: u64) -> u64 {
+    total.saturating_sub(done) / REPLAY_BYTES_PER_MS
 }
 
 /// Which class of metrics an error belongs to.
@@ -70,5 +79,24 @@ fn outcome_of(code: ErrorCode) -> Outcome {
         Outcome::Retriable
     } else {
         Outcome::Refused
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_start_takes_longer_the_more_bytes_and_the_more_entries_there_are() {
+        let gauges = Gauges { wal_used: 250_000_000, state_size: 250_000_000, ..Gauges::default() };
+        assert_eq!(recovery_estimate_ms(&gauges), 1000);
+        let gauges = Gauges { state_count: 2_000_000, changed_count: 800_000, ..gauges };
+        assert_eq!(recovery_estimate_ms(&gauges), 5000);
+    }
+
+    #[test]
+    fn what_remains_of_a_recovery_is_never_less_than_nothing() {
+        assert_eq!(remaining_ms(0, 500_000_000), 1000);
+        assert_eq!(remaining_ms(600_000_000, 500_000_000), 0);
     }
 }

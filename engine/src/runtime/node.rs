@@ -537,9 +537,15 @@ impl ShardStart {
         let opened =
             Directory::open(&directory).map_err(OpenError::from).and_then(|mut storage| {
                 let block = telemetry.shard(shard);
-                block.recovery_total.set(segments_size(&storage));
-                let mut progress = |bytes| block.recovery_done.set(bytes);
+                let total = segments_size(&storage);
+                block.recovery_total.set(total);
+                block.recovery_estimate_ms.set(super::remaining_ms(0, total));
+                let mut progress = |bytes| {
+                    block.recovery_done.set(bytes);
+                    block.recovery_estimate_ms.set(super::remaining_ms(bytes, total));
+                };
                 let opened = Shard::open(&mut storage, self.options, now, &mut progress)?;
+                block.recovery_estimate_ms.set(0);
                 // Every shard knows the same topics, but not in every crash; the first decides.
                 if shard == 0 {
                     opened.shard.check_topics()?;

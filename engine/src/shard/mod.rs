@@ -195,6 +195,10 @@ pub struct Gauges {
     pub waiting_batches_size: u64,
     /// Bytes of keyed state.
     pub state_size: u64,
+    /// Entries of keyed state.
+    pub state_count: u64,
+    /// Keys of it that changed and no settle round has taken yet.
+    pub changed_count: u64,
     /// The disk was full at the last try.
     pub is_disk_full: bool,
 }
@@ -585,6 +589,8 @@ impl Shard {
             readers: self.readers.count() as u64,
             waiting_batches_size: self.for_room.size() as u64,
             state_size: self.state.size() as u64,
+            state_count: self.state.count() as u64,
+            changed_count: self.state.changed_count() as u64,
             is_disk_full: self.upkeep.is_disk_full(),
         }
     }
