@@ -11,7 +11,6 @@ use std::ops::Bound;
 
 use smallvec::SmallVec;
 use tidemill_wal::delta::StateChange;
-use tidemill_wal::mutation::{self, Mutation};
 
 use crate::effect::Change;
 
@@ -118,20 +117,122 @@ pub struct StateSize {
 /// would wait once more for each key that it compares.
 type Key = SmallVec<[u8; 40]>;
 
-/// A value, with the keys' reason.
+/// Bytes of a value, with the keys' reason.
+type Value = SmallVec<[u8; VALUE_SIZE_SHORT]>;
+const VALUE_SIZE_SHORT: usize = 16;
+
+/// A value, and the number that its key has or had among those that changed.
 #[derive(Debug)]
 struct Slot {
-    value: SmallVec<[u8; 16]>,
-    /// The key is among those that changed.
-    is_changed: bool,
+    value: Value,
+    number: u64,
+}
+
+/// The number of a key that was never among them.
+const NO_NUMBER: u64 = u64::MAX;
+
+/// What a key that changed has now.
+#[derive(Debug)]
+enum Changed {
+    /// Nothing any more.
+    Gone,
+    /// A value that lies here too: to look it up would wait for memory.
+    Short(Value),
+    /// A value that is to be looked up: twice it would take too much room.
+    Long,
+}
+
+impl Changed {
+    fn of(value: &[u8]) -> Self {
+        if value.len() > VALUE_SIZE_SHORT {
+            Self::Long
+        } else {
+            Self::Short(Value::from_slice(value))
+        }
+    }
+}
+
+/// Keys in a piece of a queue.
+const PIECE_COUNT: usize = 1024;
+
+/// The keys that changed, once each, in the order of their first changes. The queue grows by pieces:
+/// there may be a million keys in it, and nothing is copied when one more comes.
+#[derive(Debug, Default)]
+struct Changes {
+    pieces: VecDeque<Vec<(Key, Changed)>>,
+    /// Number of the first place in the first piece.
+    base: u64,
+    /// Number of the first key that is still there.
+    first: u64,
+    /// Number of the next one.
+    next: u64,
+    /// Numbers of those that are gone, which no slot tells.
+    gone: BTreeMap<Key, u64>,
+}
+
+impl Changes {
+    fn count(&self) -> usize {
+        (self.next - self.first) as usize
+    }
+
+    /// What the key of a number has, if it is still there.
+    fn noted(&mut self, number: u64) -> Option<&mut Changed> {
+        if !(self.first..self.next).contains(&number) {
+            return None;
+        }
+        let place = (number - self.base) as usize;
+        let piece = self.pieces.get_mut(place / PIECE_COUNT)?;
+        piece.get_mut(place % PIECE_COUNT).map(|(_, changed)| changed)
+    }
+
+    /// Notes another key, and gives its number.
+    fn push(&mut self, key: &[u8], changed: Changed) -> u64 {
+        if self.pieces.back().is_none_or(|piece| piece.len() == PIECE_COUNT) {
+            self.pieces.push_back(Vec::with_capacity(PIECE_COUNT));
+        }
+        let piece = self.pieces.back_mut().expect("one was added");
+        piece.push((Key::from_slice(key), changed));
+        self.next += 1;
+        self.next - 1
+    }
+
+    /// A key is gone that has this number, if it is still there.
+    fn note_gone(&mut self, key: &[u8], number: u64) -> bool {
+        let Some(changed) = self.noted(number) else { return false };
+        *changed = Changed::Gone;
+        self.gone.insert(Key::from_slice(key), number);
+        true
+    }
+
+    /// A key that was gone has a value again: its number, if it is still there.
+    fn note_back(&mut self, key: &[u8], value: &[u8]) -> Option<u64> {
+        let number = self.gone.remove(key)?;
+        *self.noted(number).expect("it is there until it is taken") = Changed::of(value);
+        Some(number)
+    }
+
+    /// Takes the first.
+    fn pop(&mut self) -> Option<(Key, Changed)> {
+        let place = (self.first - self.base) as usize;
+        let taken = self.pieces.front_mut()?.get_mut(place)?;
+        let (key, changed) = std::mem::replace(taken, (Key::new(), Changed::Gone));
+        self.first += 1;
+        if place + 1 == PIECE_COUNT {
+            self.pieces.pop_front();
+            self.base = self.first;
+        }
+        if matches!(changed, Changed::Gone) {
+            self.gone.remove(&key).expect("it is there until it is taken");
+        }
+        Some((key, changed))
+    }
 }
 
 /// Keyed state with the keys that changed since a delta file took them.
 #[derive(Debug, Default)]
 pub struct State {
     entries: BTreeMap<Key, Slot>,
-    /// In the order of their changes. One that went and came again is there twice.
-    changed: VecDeque<Key>,
+    changes: Changes,
     size: usize,
     /// Of each state of an operator that has entries, by its identity.
     operator_states: BTreeMap<u64, StateSize>,
@@ -149,35 +250,47 @@ impl State {
     }
 
     fn put(&mut self, key: &[u8], value: Option<&[u8]>, is_change: bool) {
-        let Some(value) = value else {
-            let old = self.entries.remove(key);
-            if let Some(old) = &old {
-                self.resize(key, Some(old.value.len()), None);
-            }
-            if is_change && old.is_none_or(|old| !old.is_changed) {
-                self.changed.push_back(Key::from_slice(key));
-            }
-            return;
-        };
-        let (is_known, old_size) = match self.entries.entry(Key::from_slice(key)) {
+        let Some(value) = value else { return self.remove(key, is_change) };
+        let changes = &mut self.changes;
+        let old_size = match self.entries.entry(Key::from_slice(key)) {
             Entry::Occupied(mut entry) => {
                 let slot = entry.get_mut();
                 let old_size = slot.value.len();
                 slot.value.clear();
                 slot.value.extend_from_slice(value);
-                let is_known = slot.is_changed;
-                slot.is_changed |= is_change;
-                (is_known, Some(old_size))
+                match changes.noted(slot.number) {
+                    Some(changed) => *changed = Changed::of(value),
+                    None if is_change => slot.number = changes.push(key, Changed::of(value)),
+                    None => {}
+                }
+                Some(old_size)
             }
             Entry::Vacant(entry) => {
-                let value = SmallVec::from_slice(value);
-                entry.insert(Slot { value, is_changed: is_change });
-                (false, None)
+                let number = match changes.note_back(key, value) {
+                    Some(number) => number,
+                    None if is_change => changes.push(key, Changed::of(value)),
+                    None => NO_NUMBER,
+                };
+                entry.insert(Slot { value: Value::from_slice(value), number });
+                None
             }
         };
         self.resize(key, old_size, Some(value.len()));
-        if is_change && !is_known {
-            self.changed.push_back(Key::from_slice(key));
+    }
+
+    fn remove(&mut self, key: &[u8], is_change: bool) {
+        let old = self.entries.remove(key);
+        if let Some(old) = &old {
+            self.resize(key, Some(old.value.len()), None);
+        }
+        let changes = &mut self.changes;
+        let is_noted = match old {
+            Some(old) => changes.note_gone(key, old.number),
+            None => changes.gone.contains_key(key),
+        };
+        if is_change && !is_noted {
+            let number = changes.push(key, Changed::Gone);
+            changes.gone.insert(Key::from_slice(key), number);
         }
     }
 
@@ -223,52 +336,41 @@ impl State {
 
     /// How many changed keys wait to be taken.
     pub fn changed_count(&self) -> usize {
-        self.changed.len()
+        self.changes.count()
     }
 
     /// Takes the keys that changed first, at most so many and about so many bytes, each with its value
-    /// now, and says how many these are: one that is there twice and was taken before is left out. A
-    /// key may still come twice; the later one is as new or newer.
-    pub fn take_changes(&mut self, count_max: usize, size_max: usize) -> (usize, Vec<StateChange>) {
-        let is_forgotten = |key: &[u8]| {
-            Kind::of(key) == Some(Kind::GroupOffset) && mutation::is_on(Mutation::ForgetGroupOffset)
-        };
-        let (mut count, mut size) = (0, 0);
-        let mut changes: Vec<StateChange> = Vec::new();
-        while count < count_max && size < size_max {
-            let Some(key) = self.changed.pop_front() else { break };
-            count += 1;
-            let value = match self.entries.get_mut(&key) {
-                Some(slot) if !slot.is_changed => continue,
-                Some(slot) => {
-                    slot.is_changed = false;
-                    Some(slot.value.to_vec())
-                }
-                None => None,
+    /// now.
+    pub fn take_changes(&mut self, count_max: usize, size_max: usize) -> Vec<StateChange> {
+        let mut size = 0;
+        let mut taken: Vec<StateChange> = Vec::new();
+        while taken.len() < count_max && size < size_max {
+            let Some((key, changed)) = self.changes.pop() else { break };
+            let value = match changed {
+                Changed::Gone => None,
+                Changed::Short(value) => Some(value.to_vec()),
+                Changed::Long => Some(self.value(&key).expect("it is not gone").to_vec()),
             };
-            if is_forgotten(&key) {
-                continue;
-            }
             size += key.len() + value.as_ref().map_or(0, Vec::len);
-            changes.push((key.into_vec(), value));
+            taken.push((key.into_vec(), value));
         }
-        (count, changes)
+        taken
     }
 
-    /// The next entries after `cursor` in key order, about `size_max` bytes of them: one slice of
-    /// a snapshot. Empty at the end.
-    pub fn slice(&self, cursor: Option<&[u8]>, size_max: usize) -> Vec<(Vec<u8>, Vec<u8>)> {
+    /// The next entries after `cursor` in key order, about `size_max` bytes of memory of them: one
+    /// slice of a snapshot. Empty at the end.
+    pub fn slice<'a>(
+        &'a self,
+        cursor: Option<&[u8]>,
+        size_max: usize,
+    ) -> impl Iterator<Item = (&'a [u8], &'a [u8])> + use<'a> {
         let from = cursor.map_or(Bound::Unbounded, Bound::Excluded);
         let mut size = 0;
-        let mut slice = Vec::new();
-        for (key, value) in self.range_between(from, Bound::Unbounded) {
-            slice.push((key.to_vec(), value.to_vec()));
-            size += key.len() + value.len();
-            if size >= size_max {
-                break;
-            }
-        }
-        slice
+        self.range_between(from, Bound::Unbounded).take_while(move |(key, value)| {
+            let is_inside = size < size_max;
+            size += size_of::<(Key, Slot)>() + key.len() + value.len();
+            is_inside
+        })
     }
 
     /// How many entries there are.
@@ -307,7 +409,7 @@ mod tests {
     }
 
     fn taken(state: &mut State, count_max: usize) -> Vec<StateChange> {
-        state.take_changes(count_max, usize::MAX).1
+        state.take_changes(count_max, usize::MAX)
     }
 
     #[test]
@@ -335,8 +437,63 @@ mod tests {
         state.apply(Change { key: b"a".to_vec(), value: None });
         state.apply(put(b"a", b"3"));
         // It went and came, and is taken once.
-        assert_eq!(state.changed_count(), 2);
-        assert_eq!(state.take_changes(9, 9), (2, vec![change(b"a", Some(b"3"))]));
+        assert_eq!(state.changed_count(), 1);
+        assert_eq!(taken(&mut state, 9), [change(b"a", Some(b"3"))]);
+    }
+
+    #[test]
+    fn any_course_of_changes_is_taken_once_for_each_key_as_it_is_then() {
+        // Two keys, each set to a short or a long value or removed, and the first change taken.
+        const COURSE: u32 = 5;
+        for case in 0..7_usize.pow(COURSE) {
+            let mut state = State::default();
+            let (mut entries, mut waiting) = (BTreeMap::<u8, Vec<u8>>::new(), Vec::<u8>::new());
+            let steps = (0..COURSE).map(|step| (step, case / 7_usize.pow(step) % 7));
+            for (step, way) in steps.chain([(COURSE, 6); 2]) {
+                if way == 6 {
+                    let expected = (!waiting.is_empty()).then(|| waiting.remove(0));
+                    let expected = expected.map(|key| (vec![key], entries.get(&key).cloned()));
+                    assert_eq!(taken(&mut state, 1), Vec::from_iter(expected), "case {case}");
+                    continue;
+                }
+                let key = (way % 2) as u8;
+                let value =
+                    [Some(vec![step as u8; 17]), Some(vec![step as u8; 16]), None][way / 2].clone();
+                entries.remove(&key);
+                entries.extend(value.iter().map(|value| (key, value.clone())));
+                state.apply(Change { key: vec![key], value });
+                if !waiting.contains(&key) {
+                    waiting.push(key);
+                }
+            }
+            assert_eq!(state.changed_count(), 0, "case {case}");
+            assert!(state.changes.gone.is_empty(), "case {case}");
+        }
+    }
+
+    #[test]
+    fn many_changes_are_taken_in_their_order_while_more_come() {
+        let mut state = State::default();
+        let key = |number: u32| number.to_be_bytes();
+        let (mut first, mut next) = (0, 0);
+        for count in [1, 1023, 1024, 1025, 1, 3000, 7, 0] {
+            for _ in 0..count {
+                state.apply(put(&key(next), b"1"));
+                next += 1;
+            }
+            // One in the middle comes and goes, and keeps its place.
+            let amid = first + (next - first) / 2;
+            state.apply(Change { key: key(amid).to_vec(), value: None });
+            state.apply(put(&key(amid), b"2"));
+            let count = if count == 0 { u32::MAX } else { count / 2 + 1 };
+            for (taken, _) in taken(&mut state, count as usize) {
+                assert_eq!(taken, key(first));
+                first += 1;
+            }
+            next = next.max(first);
+            assert_eq!(state.changed_count(), (next - first) as usize);
+        }
+        assert!(state.changes.pieces.len() <= 1, "what is taken takes no room");
     }
 
     #[test]
@@ -345,7 +502,7 @@ mod tests {
         for key in 0..4 {
             state.apply(put(&[key], &[7; 99]));
         }
-        let counts = [0; 2].map(|_| state.take_changes(9, 150).0);
+        let counts = [0; 2].map(|_| state.take_changes(9, 150).len());
         assert_eq!((counts, state.changed_count()), ([2, 2], 0));
     }
 
@@ -405,9 +562,10 @@ mod tests {
         let mut cursor: Option<Vec<u8>> = None;
         let mut seen = Vec::new();
         loop {
-            let slice = state.slice(cursor.as_deref(), 50);
+            let slice: Vec<_> = state.slice(cursor.as_deref(), 500).collect();
             let Some((last, _)) = slice.last() else { break };
-            cursor = Some(last.clone());
+            assert!(slice.len() < 10, "an entry is more than its bytes");
+            cursor = Some(last.to_vec());
             seen.extend(slice.into_iter().map(|(key, _)| key[0]));
         }
         assert_eq!(seen, (0..100).collect::<Vec<u8>>());

@@ -295,10 +295,12 @@ fn write(directory: &mut Directory, shard: ShardId, rebuilt: Rebuilt) -> Result<
     perform_all(directory, ops)?;
     let mut cursor: Option<Vec<u8>> = None;
     loop {
+        let mut last_key = None;
         let slice = state.slice(cursor.as_deref(), SLICE_SIZE);
-        let Some((key, _)) = slice.last() else { break };
-        cursor = Some(key.clone());
-        perform_all(directory, writer.add(&slice))?;
+        let ops = writer.add(slice.inspect(|(key, _)| last_key = Some(*key)));
+        let Some(key) = last_key else { break };
+        cursor = Some(key.to_vec());
+        perform_all(directory, ops)?;
     }
     let (snapshot, ops) = writer.finish(last);
     perform_all(directory, ops)?;

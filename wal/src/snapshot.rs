@@ -78,10 +78,13 @@ impl SnapshotWriter {
         self.first
     }
 
-    /// Adds entries as they are now. Every entry that exists from begin to finish is added once.
-    pub fn add(&mut self, slice: &[(Vec<u8>, Vec<u8>)]) -> Vec<DiskOp> {
+    /// Adds keys with their values as they are now. Every entry that exists from begin to finish is added once.
+    pub fn add(
+        &mut self,
+        slice: impl IntoIterator<Item = (impl AsRef<[u8]>, impl AsRef<[u8]>)>,
+    ) -> Vec<DiskOp> {
         for (key, value) in slice {
-            if let Some(block) = self.writer.add(key, Some(value)) {
+            if let Some(block) = self.writer.add(key.as_ref(), Some(value.as_ref())) {
                 self.plan.push(block);
             }
         }

@@ -369,8 +369,11 @@ impl Store {
         ops
     }
 
-    /// Adds a slice: entries as they are now.
-    pub fn snapshot_add(&mut self, slice: &[(Vec<u8>, Vec<u8>)]) -> Vec<DiskOp> {
+    /// Adds a slice: keys with their values as they are now.
+    pub fn snapshot_add(
+        &mut self,
+        slice: impl IntoIterator<Item = (impl AsRef<[u8]>, impl AsRef<[u8]>)>,
+    ) -> Vec<DiskOp> {
         self.snapshot.as_mut().expect("a snapshot was begun").add(slice)
     }
 

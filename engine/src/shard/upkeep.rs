@@ -30,13 +30,18 @@ use crate::partition::producer::Producer;
 use crate::partition::retention::{Piece, new_start};
 use crate::state::Kind;
 
-/// Keyed state copied in one slice, of a snapshot or of a settle round: about a hundred microseconds
-/// of a step.
+/// Memory of keyed state that is copied in one slice, of a snapshot or of a settle round: about a
+/// hundred microseconds of a step.
 const SLICE_SIZE: usize = 64 << 10;
 
 /// Pause after a merge that could not read its files: each try is told as damage, and the drive may
 /// be mended meanwhile.
 const MERGE_RETRY_MS: u64 = 60_000;
+
+/// Whether a deliberate break keeps a change from its delta file.
+fn is_forgotten(key: &[u8]) -> bool {
+    Kind::of(key) == Some(Kind::GroupOffset) && mutation::is_on(Mutation::ForgetGroupOffset)
+}
 
 /// What upkeep is doing.
 #[derive(Debug, Default)]
@@ -434,9 +439,9 @@ impl Shard {
         let Work::SettleCopies(round, left) = &mut self.upkeep.work else { return };
         let count_max = if is_tight { *left } else { self.options.copied_at_once.min(*left) };
         let size_max = if is_tight { usize::MAX } else { SLICE_SIZE };
-        let (count, changes) = self.state.take_changes(count_max, size_max);
-        round.changes.extend(changes);
-        *left -= count;
+        let changes = self.state.take_changes(count_max, size_max);
+        *left -= changes.len();
+        round.changes.extend(changes.into_iter().filter(|(key, _)| !is_forgotten(key)));
         if *left > 0 {
             return;
         }
@@ -610,15 +615,15 @@ impl Shard {
             let ops = self.store.snapshot_abandon();
             return self.clean_up(ops, effects);
         }
+        let mut last_key = None;
         let slice = self.state.slice(cursor.as_deref(), SLICE_SIZE);
-        self.upkeep.snapshot = match slice.last() {
+        let ops = self.store.snapshot_add(slice.inspect(|(key, _)| last_key = Some(*key)));
+        self.upkeep.snapshot = match last_key.map(<[u8]>::to_vec) {
             None => {
                 let last = self.newest_frame().unwrap_or(self.wal.durable());
                 Snapshot::Written { first, last }
             }
-            Some((key, _)) => {
-                let cursor = Some(key.clone());
-                let ops = self.store.snapshot_add(&slice);
+            cursor => {
                 let job = self.start_job(ops, effects);
                 Snapshot::Writing { job, first, cursor }
             }

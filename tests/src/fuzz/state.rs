@@ -109,7 +109,7 @@ fn check_snapshot(info: &StateFileInfo, changes: &[StateChange]) {
         return;
     }
     let (mut writer, mut ops) = SnapshotWriter::begin(info.shard, info.first, 1 << 20);
-    ops.extend(writer.add(&entries));
+    ops.extend(writer.add(entries.iter().map(|(key, value)| (key, value))));
     let (snapshot, rest): (SnapshotRef, _) = writer.finish(info.last);
     ops.extend(rest);
     let storage = perform(ops);

@@ -132,7 +132,7 @@ fn stored() -> (Store, MemoryStorage) {
     store.on_created();
     let entry = |number: u8| (vec![number], vec![number; 100]);
     let mut ops = store.snapshot_begin(Sequence(2));
-    ops.extend(store.snapshot_add(&[entry(1), entry(2)]));
+    ops.extend(store.snapshot_add([entry(1), entry(2)]));
     ops.extend(store.snapshot_finish(Sequence(1), Sequence(1)));
     perform(&mut disk, ops);
     store.on_snapshot();
@@ -233,7 +233,7 @@ pub fn a_snapshot_is_loaded_from_its_first_frame() {
     let (mut store, mut disk) = stored();
     let entry = |key: u8, value: u8| (vec![key], vec![value]);
     let mut ops = store.snapshot_begin(Sequence(6));
-    ops.extend(store.snapshot_add(&[entry(1, 0)]));
+    ops.extend(store.snapshot_add([entry(1, 0)]));
     let round = Settle {
         through: Sequence(7),
         valid_at: Sequence(7),
@@ -246,7 +246,7 @@ pub fn a_snapshot_is_loaded_from_its_first_frame() {
     ops.extend(store.settle(round));
     perform(&mut disk, ops);
     store.on_settled();
-    let mut ops = store.snapshot_add(&[entry(2, 0)]);
+    let mut ops = store.snapshot_add([entry(2, 0)]);
     ops.extend(store.snapshot_finish(Sequence(9), Sequence(9)));
     perform(&mut disk, ops);
     store.on_snapshot();

@@ -35,7 +35,7 @@ fn read_back(disk: &CrashDisk, delta: &DeltaRef) -> Result<Vec<StateChange>, Str
 fn snapshot(slices: &[Vec<(Vec<u8>, Vec<u8>)>]) -> (SnapshotRef, CrashDisk) {
     let (mut writer, mut ops) = SnapshotWriter::begin(SHARD, Sequence(5), 1 << 20);
     for slice in slices {
-        ops.extend(writer.add(slice));
+        ops.extend(writer.add(slice.iter().map(|(key, value)| (key, value))));
     }
     let (snapshot, rest) = writer.finish(Sequence(7));
     ops.extend(rest);
@@ -116,8 +116,8 @@ fn the_largest_entry_fits() {
 fn a_snapshot_is_written_as_it_grows() {
     let (mut writer, ops) = SnapshotWriter::begin(SHARD, Sequence(5), 2 << 20);
     assert!(matches!(ops[..], [DiskOp::Create { .. }]));
-    assert!(writer.add(&large()[..2]).is_empty(), "less than one write");
-    let ops = writer.add(&large());
+    assert!(writer.add(large().into_iter().take(2)).is_empty(), "less than one write");
+    let ops = writer.add(large());
     let count = |wanted: fn(&DiskOp) -> bool| ops.iter().filter(|op| wanted(op)).count();
     assert_eq!(count(|op| matches!(op, DiskOp::Write { .. })), 3, "three MiB are full");
     assert_eq!(count(|op| matches!(op, DiskOp::Sync { .. })), 1);

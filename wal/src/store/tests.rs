@@ -209,12 +209,12 @@ fn a_crash_anywhere_in_a_snapshot_leaves_the_old_or_the_new_picture() {
         world.settle(vec![run(0, number * 10, TINY)], &[("a", Some("1")), ("m", Some("1"))]);
         let ops = world.store.snapshot_begin(Sequence(world.newest + 1));
         world.disk.run(&ops);
-        let ops = world.store.snapshot_add(&slice(&world, "a", "g"));
+        let ops = world.store.snapshot_add(slice(&world, "a", "g"));
         world.disk.run(&ops);
         let changed = format!("{number}");
         // The first slice has not seen this, the second one has: replay makes both right.
         world.settle(vec![], &[("a", Some(&changed)), ("n", Some(&changed))]);
-        let ops = world.store.snapshot_add(&slice(&world, "g", "zz"));
+        let ops = world.store.snapshot_add(slice(&world, "g", "zz"));
         world.disk.run(&ops);
         let newest = Sequence(world.newest);
         let ops = world.store.snapshot_finish(newest, newest);
@@ -247,7 +247,7 @@ fn the_older_snapshot_gives_the_same_state() {
         let ops = world.store.snapshot_begin(Sequence(world.newest + 1));
         world.disk.run(&ops);
         let all: Vec<_> = world.picture.state.clone().into_iter().collect();
-        let ops = world.store.snapshot_add(&all);
+        let ops = world.store.snapshot_add(all);
         world.disk.run(&ops);
         let newest = Sequence(world.newest);
         let ops = world.store.snapshot_finish(newest, newest);
@@ -473,7 +473,7 @@ fn a_damaged_newest_snapshot_is_not_replaced_by_the_older_one_in_silence() {
         let ops = world.store.snapshot_begin(Sequence(world.newest + 1));
         world.disk.run(&ops);
         let all: Vec<_> = world.picture.state.clone().into_iter().collect();
-        let ops = world.store.snapshot_add(&all);
+        let ops = world.store.snapshot_add(all);
         world.disk.run(&ops);
         let newest = Sequence(world.newest);
         let ops = world.store.snapshot_finish(newest, newest);
