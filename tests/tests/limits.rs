@@ -50,6 +50,14 @@ fn memory_peak(daemon: &Daemon) -> u64 {
     status_bytes(daemon, "VmHWM:")
 }
 
+/// Bytes of unfinished requests that a node of one shard holds.
+fn receive_budget_used(daemon: &Daemon) -> u64 {
+    const NAME: &str = r#"tidemill_budget_used_bytes{shard="0",budget="receive"} "#;
+    let page = daemon.get("/metrics").expect("it answers").body;
+    let value = page.lines().find_map(|line| line.strip_prefix(NAME)).expect("it is there");
+    value.parse::<f64>().expect("a number") as u64
+}
+
 /// The memory budget that the node printed at its start.
 fn printed_budget(daemon: &Daemon) -> u64 {
     let log = daemon.log();
@@ -726,5 +734,41 @@ fn half_sent_large_requests_cannot_take_the_memory_of_others() {
     }
     assert_unharmed(witness);
     drop(slow);
+    assert!(daemon.terminate().success());
+}
+
+#[test]
+fn a_client_that_stops_amid_a_request_loses_its_connection_only_to_others_who_wait() {
+    let limits = ["--shards", "1", "--request-size-max", "1MiB", "--receive-budget", "1MiB"];
+    let mut daemon = Daemon::start(options(&limits));
+    let mut peer = Peer::connect(daemon.kafka());
+    peer.make_topic("large", 1);
+    let batch = batch_of(&vec![b'x'; 1_000_000]);
+    let request = produce_request(-1, "large", 0, batch.clone());
+    let request = encode_request(PRODUCE_VERSION, 1, None, &request).concat();
+    let (begin, rest) = request.split_at(600_000);
+    let mut halves = [(); 2].map(|()| Peer::connect(daemon.kafka()));
+    for half in &mut halves {
+        half.send_bytes(begin).expect("taken");
+    }
+    // Together they fill the budget, and nobody else needs it.
+    for _ in 0..15 {
+        peer.pause("large", 0);
+    }
+    for half in &mut halves {
+        half.send_bytes(rest).expect("the connection is kept");
+        let (_, response) = half.receive_next::<ProduceRequest>(PRODUCE_VERSION).expect("answered");
+        assert_eq!(response.responses[0].partition_responses[0].error_code, ErrorCode::None);
+    }
+    for half in &mut halves {
+        half.send_bytes(begin).expect("taken");
+    }
+    let is_used_up = |peer: &mut Peer| {
+        peer.pause("large", 0);
+        receive_budget_used(&daemon) >= 1 << 20
+    };
+    assert!((0..200).any(|_| is_used_up(&mut peer)), "it takes both halves");
+    peer.append("large", 0, batch);
+    assert!(halves[0].waits_for_close());
     assert!(daemon.terminate().success());
 }

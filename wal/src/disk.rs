@@ -8,6 +8,7 @@ mod directory;
 mod extent_map;
 mod memory;
 mod probe;
+mod removal;
 
 use std::io;
 

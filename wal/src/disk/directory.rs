@@ -15,9 +15,11 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
+use super::removal::remove_beside_commits;
 use super::{DiskFault, DiskOp, Place, Storage};
 use crate::format::FileName;
 use crate::limits::{BLOCK_SIZE, ZERO_PIECE_SIZE};
+use crate::plan::temporary;
 use crate::segment::{self, NameKind};
 
 /// Held for as long as a process may write to the directory. Not listed.
@@ -91,6 +93,11 @@ impl Pace {
     /// From now on.
     pub fn set(&self, bytes_per_second: u64) {
         self.0.store(bytes_per_second, Ordering::Relaxed);
+    }
+
+    /// Whether commits would wait if jobs took their time.
+    pub(super) fn is_unlimited(&self) -> bool {
+        self.0.load(Ordering::Relaxed) == 0
     }
 
     fn wait_for(&self, size: usize) {
@@ -299,7 +306,13 @@ impl Directory {
 
     fn remove(&mut self, name: &FileName) -> io::Result<()> {
         self.open.get_mut().remove(name);
-        match fs::remove_file(self.path(name)) {
+        let path = self.path(name);
+        if let Access::BesideCommits(pace) = &self.access
+            && !name.is_wal()
+        {
+            return remove_beside_commits(&path, &self.path(&temporary(name)), pace);
+        }
+        match fs::remove_file(path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
             Ok(()) | Err(_) => Ok(()),
         }
@@ -425,7 +438,7 @@ fn lock(file: &File, path: &Path, started: Instant, wait: Duration) -> Result<()
 
 /// A lock is polled, for waiting in the kernel has no limit in time; a pace is kept by waiting.
 #[expect(clippy::disallowed_methods, reason = "neither has an event to wait for")]
-fn pause(duration: Duration) {
+pub(super) fn pause(duration: Duration) {
     std::thread::sleep(duration);
 }
 
