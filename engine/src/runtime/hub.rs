@@ -29,8 +29,8 @@ const FETCH_SIZE_MIN: u32 = 64 << 10;
 
 /// How long a client may send nothing of an unfinished request while others wait for the receive
 /// budget. They wait in a line, and each one in it that stalls holds up the others for this long, and
-/// until the next look. A lost segment is sent again after 200 ms and a round trip.
-const STALL_US_MAX: u64 = 400_000;
+/// until the next look. A segment that is lost nearby is sent again in less.
+const STALL_US_MAX: u64 = 250_000;
 
 /// How often stalled clients are looked for while others wait.
 const STALL_CHECK_MS: u64 = 100;
