@@ -772,6 +772,7 @@ fn a_client_that_stops_amid_a_request_loses_its_connection_only_to_others_who_wa
         other.send_bytes(begin).expect("taken");
     }
     assert!(slow.waits_for_close());
+    drop(others);
     peer.append("large", 0, batch);
     assert!(daemon.terminate().success());
 }

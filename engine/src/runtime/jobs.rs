@@ -105,6 +105,8 @@ impl Jobs {
 
 impl Drop for Jobs {
     fn drop(&mut self) {
+        // A stop waits for what is open, which needs no pace any more.
+        self.pace.set(0);
         // Without a sender each thread ends after the job at hand.
         self.queue = unbounded().0;
         for thread in self.threads.drain(..) {

@@ -30,8 +30,8 @@ use crate::partition::producer::Producer;
 use crate::partition::retention::{Piece, new_start};
 use crate::state::Kind;
 
-/// Memory of keyed state that is copied in one slice, of a snapshot or of a settle round: about a
-/// hundred microseconds of a step.
+/// Bytes of keyed state that are copied in one slice: about a hundred microseconds of a step. For a
+/// snapshot, with what the map needs for them.
 const SLICE_SIZE: usize = 64 << 10;
 
 /// Pause after a merge that could not read its files: each try is told as damage, and the drive may

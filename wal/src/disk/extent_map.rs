@@ -21,7 +21,8 @@ pub struct ExtentMap {
 }
 
 impl ExtentMap {
-    /// Maps a whole file, which nobody writes to or cuts from now on.
+    /// Maps a whole file, which nobody writes to from now on, and nobody cuts who does not
+    /// have it open alone.
     pub fn open(path: &Path) -> io::Result<Self> {
         let direct = OpenOptions::new().read(true).custom_flags(libc::O_DIRECT).open(path);
         let file = match direct {
@@ -30,7 +31,8 @@ impl ExtentMap {
             opened => opened?,
         };
         // SAFETY: extents, snapshots and delta files get their name once they are complete, are
-        // never written to or truncated after that, and removal leaves a mapped file in place.
+        // never written to after that, and a file that goes is cut only where nobody else has it
+        // open or mapped.
         let map = unsafe { Mmap::map(&file)? };
         Ok(Self { file, map })
     }

@@ -7,6 +7,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::Duration;
 
@@ -16,34 +17,56 @@ use super::directory::{Pace, pause};
 const PIECE_SIZE: u64 = 8 << 20;
 
 /// Between two pieces others have their turn.
-const PAUSE: Duration = Duration::from_millis(10);
+const PAUSE: Duration = Duration::from_millis(5);
 
 /// `F_SETSIG` of fcntl(2), which `libc` does not have for every architecture.
 const F_SETSIG: libc::c_int = 10;
 
 /// Removes a file, if it is there. A large one gets another name of the same directory first: a crash
 /// on the way leaves nothing with the old one that is not whole.
+///
+/// Pieces are an attempt. If a file cannot be renamed or cut it goes whole.
 pub(super) fn remove_beside_commits(path: &Path, other: &Path, pace: &Pace) -> io::Result<()> {
-    let file = match OpenOptions::new().write(true).open(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        opened => opened?,
-    };
-    let mut size = file.metadata()?.len();
-    if size <= PIECE_SIZE {
-        return fs::remove_file(path);
-    }
-    fs::rename(path, other)?;
-    // A read that is under way still needs all of it.
+    let Ok(Some((file, size))) = set_aside(path, other) else { return remove(path) };
+    // An opening that found the old name may be counted a little later.
     if !is_open_elsewhere(&file) {
-        while size > PIECE_SIZE {
-            size -= PIECE_SIZE;
-            file.set_len(size)?;
-            if !pace.is_unlimited() {
-                pause(PAUSE);
-            }
+        pause(PAUSE);
+        if !is_open_elsewhere(&file) {
+            cut(&file, size, pace);
         }
     }
-    fs::remove_file(other)
+    remove(other)
+}
+
+/// Renames a file that can go in pieces, and gives its size: a large one that has no other name.
+fn set_aside(path: &Path, other: &Path) -> io::Result<Option<(File, u64)>> {
+    let file = OpenOptions::new().write(true).open(path)?;
+    let metadata = file.metadata()?;
+    if metadata.len() <= PIECE_SIZE || metadata.nlink() > 1 {
+        return Ok(None);
+    }
+    fs::rename(path, other)?;
+    Ok(Some((file, metadata.len())))
+}
+
+/// Cuts pieces off, as far as that goes.
+fn cut(file: &File, mut size: u64, pace: &Pace) {
+    while size > PIECE_SIZE {
+        size -= PIECE_SIZE;
+        if file.set_len(size).is_err() {
+            return;
+        }
+        if !pace.is_unlimited() {
+            pause(PAUSE);
+        }
+    }
+}
+
+fn remove(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        Ok(()) | Err(_) => Ok(()),
+    }
 }
 
 /// Whether somebody else has the file open: a lease to write is given to nobody else then (fcntl(2),
@@ -77,10 +100,15 @@ mod tests {
         (directory, file)
     }
 
-    fn remove(directory: &Path) {
+    fn remove_in(directory: &Path) {
         let (file, other) = (directory.join("file"), directory.join("other"));
         remove_beside_commits(&file, &other, &Pace::default()).expect("removed");
-        assert_eq!(fs::read_dir(directory).expect("there").count(), 0);
+        assert!(!file.exists() && !other.exists());
+    }
+
+    fn last_byte(file: &File, size: u64) -> io::Result<u8> {
+        let mut byte = [0];
+        file.read_exact_at(&mut byte, size - 1).map(|()| byte[0])
     }
 
     #[test]
@@ -88,9 +116,9 @@ mod tests {
         for size in [1, PIECE_SIZE, PIECE_SIZE + 1, 3 * PIECE_SIZE] {
             let (directory, file) = directory(size);
             drop(file);
-            remove(directory.path());
+            remove_in(directory.path());
             // It is not there any more, which is what was asked for.
-            remove(directory.path());
+            remove_in(directory.path());
         }
     }
 
@@ -99,13 +127,29 @@ mod tests {
         let size = 2 * PIECE_SIZE + 1;
         let (directory, written) = directory(size);
         let open = File::open(directory.path().join("file")).expect("there");
-        let last = |file: &File| {
-            let mut byte = [0];
-            file.read_exact_at(&mut byte, size - 1).map(|()| byte[0])
-        };
         drop(written);
-        remove(directory.path());
-        assert_eq!(last(&open).expect("still there"), 7);
+        remove_in(directory.path());
+        assert_eq!(last_byte(&open, size).expect("still there"), 7);
+    }
+
+    #[test]
+    fn a_file_that_has_another_name_too_stays_whole_there() {
+        let size = 2 * PIECE_SIZE + 1;
+        let (directory, written) = directory(size);
+        drop(written);
+        let kept = directory.path().join("kept");
+        fs::hard_link(directory.path().join("file"), &kept).expect("linked");
+        remove_in(directory.path());
+        assert_eq!(last_byte(&File::open(kept).expect("there"), size).expect("whole"), 7);
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_set_aside_goes_all_the_same() {
+        let (directory, written) = directory(2 * PIECE_SIZE);
+        drop(written);
+        let (file, nowhere) = (directory.path().join("file"), directory.path().join("no/where"));
+        remove_beside_commits(&file, &nowhere, &Pace::default()).expect("removed");
+        assert!(!file.exists());
     }
 
     #[test]
