@@ -159,9 +159,8 @@ const PIECE_COUNT: usize = 1024;
 /// there may be a million keys in it, and nothing is copied when one more comes.
 #[derive(Debug, Default)]
 struct Changes {
+    /// Of as many places each; the numbers of the first piece begin at a multiple of that.
     pieces: VecDeque<Vec<(Key, Changed)>>,
-    /// Number of the first place in the first piece.
-    base: u64,
     /// Number of the first key that is still there.
     first: u64,
     /// Number of the next one.
@@ -175,12 +174,17 @@ impl Changes {
         (self.next - self.first) as usize
     }
 
+    /// Where the first key is in the first piece.
+    fn first_place(&self) -> usize {
+        self.first as usize % PIECE_COUNT
+    }
+
     /// What the key of a number has, if it is still there.
     fn noted(&mut self, number: u64) -> Option<&mut Changed> {
         if !(self.first..self.next).contains(&number) {
             return None;
         }
-        let place = (number - self.base) as usize;
+        let place = (number - self.first) as usize + self.first_place();
         let piece = self.pieces.get_mut(place / PIECE_COUNT)?;
         piece.get_mut(place % PIECE_COUNT).map(|(_, changed)| changed)
     }
@@ -213,13 +217,12 @@ impl Changes {
 
     /// Takes the first.
     fn pop(&mut self) -> Option<(Key, Changed)> {
-        let place = (self.first - self.base) as usize;
+        let place = self.first_place();
         let taken = self.pieces.front_mut()?.get_mut(place)?;
         let (key, changed) = std::mem::replace(taken, (Key::new(), Changed::Gone));
         self.first += 1;
         if place + 1 == PIECE_COUNT {
             self.pieces.pop_front();
-            self.base = self.first;
         }
         if matches!(changed, Changed::Gone) {
             self.gone.remove(&key).expect("it is there until it is taken");

@@ -78,7 +78,8 @@ impl SnapshotWriter {
         self.first
     }
 
-    /// Adds keys with their values as they are now. Every entry that exists from begin to finish is added once.
+    /// Adds keys with their values as they are now. Every entry that exists from begin to finish is
+    /// added once.
     pub fn add(
         &mut self,
         slice: impl IntoIterator<Item = (impl AsRef<[u8]>, impl AsRef<[u8]>)>,

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
-use super::removal::remove_beside_commits;
+use super::removal::{remove, remove_beside_commits};
 use super::{DiskFault, DiskOp, Place, Storage};
 use crate::format::FileName;
 use crate::limits::{BLOCK_SIZE, ZERO_PIECE_SIZE};
@@ -312,10 +312,7 @@ impl Directory {
         {
             return remove_beside_commits(&path, &self.path(&temporary(name)), pace);
         }
-        match fs::remove_file(path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-            Ok(()) | Err(_) => Ok(()),
-        }
+        remove(&path)
     }
 
     fn rename(&mut self, from: &FileName, to: &FileName) -> io::Result<()> {

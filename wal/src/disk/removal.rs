@@ -62,7 +62,8 @@ fn cut(file: &File, mut size: u64, pace: &Pace) {
     }
 }
 
-fn remove(path: &Path) -> io::Result<()> {
+/// Removes a file at once, if it is there.
+pub(super) fn remove(path: &Path) -> io::Result<()> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         Ok(()) | Err(_) => Ok(()),
