@@ -17,6 +17,13 @@ use crate::state::Kind;
 /// Entries that may wait for one receiver; past it the maker of new ones is refused.
 pub const ENTRIES_MAX: usize = 1024;
 
+/// Entries of topologies that are durable are confirmed after so long, for a confirmation wakes its
+/// receiver, who only forgets them.
+const CONFIRM_WAIT_MS: u64 = 2;
+
+/// So many are confirmed without waiting for more: a small part of what may be on its way.
+const CONFIRMED_TOGETHER: u64 = 32;
+
 #[derive(Debug)]
 struct Peer {
     /// Sequence of the next entry to this peer.
@@ -31,6 +38,11 @@ struct Peer {
     answered: u64,
     /// Highest sequence taken in from this peer.
     taken: u64,
+    /// Highest one of these that is durable, and highest one that the peer was told.
+    durable: u64,
+    confirmed: u64,
+    /// When the difference is to be told at the latest.
+    confirm_at_ms: Option<u64>,
 }
 
 /// Both directions of the traffic with every other shard.
@@ -67,6 +79,9 @@ impl Outbox {
             is_open: false,
             answered: 0,
             taken: 0,
+            durable: 0,
+            confirmed: 0,
+            confirm_at_ms: None,
         };
         Self { own, peers: (0..shard_count).map(|_| peer()).collect() }
     }
@@ -88,6 +103,7 @@ impl Outbox {
             }
             Some(Kind::OutboxTaken) => {
                 peer.taken = number().map_err(|_| "an outbox filter is not 8 bytes")?;
+                (peer.durable, peer.confirmed) = (peer.taken, peer.taken);
             }
             Some(Kind::Outbox) => {
                 peer.size += value.len();
@@ -200,9 +216,49 @@ impl Outbox {
         new
     }
 
-    /// What to tell a peer about its entries, once everything recorded so far is durable.
-    pub fn confirmation(&self, to: ShardId, hello: bool) -> MeshMessage {
-        MeshMessage::OutboxDurable { through: self.peers[usize::from(to.0)].taken, hello }
+    /// What to tell a peer about its entries at the start, once everything recorded so far is durable.
+    pub fn hello(&self, to: ShardId) -> MeshMessage {
+        MeshMessage::OutboxDurable { through: self.taken(to), hello: true }
+    }
+
+    /// Highest sequence taken in from a peer.
+    pub fn taken(&self, from: ShardId) -> u64 {
+        self.peers[usize::from(from.0)].taken
+    }
+
+    /// What was taken in up to `through` is durable: the peer is to be told, soon or at once.
+    pub fn on_durable(&mut self, from: ShardId, through: u64, at_once: bool) {
+        let peer = &mut self.peers[usize::from(from.0)];
+        peer.durable = peer.durable.max(through);
+        if at_once {
+            peer.confirm_at_ms = Some(0);
+        }
+    }
+
+    /// What peers are to be told now about their entries: everything if the shard stops, for then
+    /// nothing is to be left. Otherwise some of it can wait for more.
+    pub fn confirmations(&mut self, now_ms: u64, is_stopping: bool) -> Vec<(ShardId, MeshMessage)> {
+        let mut messages = Vec::new();
+        for (peer, shard) in self.peers.iter_mut().zip(0..) {
+            let count = peer.durable - peer.confirmed;
+            if count == 0 {
+                peer.confirm_at_ms = None;
+                continue;
+            }
+            let at_ms = *peer.confirm_at_ms.get_or_insert(now_ms + CONFIRM_WAIT_MS);
+            if is_stopping || at_ms <= now_ms || count >= CONFIRMED_TOGETHER {
+                (peer.confirmed, peer.confirm_at_ms) = (peer.durable, None);
+                let through = peer.durable;
+                let message = MeshMessage::OutboxDurable { through, hello: false };
+                messages.push((ShardId(shard), message));
+            }
+        }
+        messages
+    }
+
+    /// When [`Self::confirmations`] has something, on the monotonic clock.
+    pub fn confirm_at_ms(&self) -> Option<u64> {
+        self.peers.iter().filter_map(|peer| peer.confirm_at_ms).min()
     }
 }
 
@@ -335,6 +391,32 @@ mod tests {
         let refused = a.on_confirmed(B, 2, true, &mut Vec::new());
         let claim = FilterBeyondEnd { peer: 1, own: 0, claimed: 2, last: 1 };
         assert_eq!(refused.map(|_| ()), Err(claim));
+    }
+
+    #[test]
+    fn what_is_durable_is_confirmed_together_soon_or_when_it_is_much_or_at_once() {
+        let (_, mut b) = open_pair();
+        let mut confirmed = |taken: Option<(u64, bool)>, now_ms| {
+            if let Some((through, at_once)) = taken {
+                b.on_durable(A, through, at_once);
+            }
+            let through = match &b.confirmations(now_ms, false)[..] {
+                [] => None,
+                [(A, MeshMessage::OutboxDurable { through, hello: false })] => Some(*through),
+                other => panic!("{other:?}"),
+            };
+            (through, b.confirm_at_ms())
+        };
+        assert_eq!(confirmed(None, 10), (None, None));
+        assert_eq!(confirmed(Some((1, false)), 10), (None, Some(12)));
+        assert_eq!(confirmed(Some((3, false)), 11), (None, Some(12)));
+        assert_eq!(confirmed(None, 12), (Some(3), None));
+        assert_eq!(confirmed(Some((3 + CONFIRMED_TOGETHER - 1, false)), 12), (None, Some(14)));
+        assert_eq!(confirmed(Some((3 + CONFIRMED_TOGETHER, false)), 13), (Some(35), None));
+        assert_eq!(confirmed(Some((36, true)), 13), (Some(36), None));
+        assert_eq!(confirmed(None, 99), (None, None));
+        b.on_durable(A, 37, false);
+        assert_eq!(b.confirmations(99, true).len(), 1);
     }
 
     #[test]

@@ -155,8 +155,10 @@ impl Changed {
 /// Keys in a piece of a queue.
 const PIECE_COUNT: usize = 1024;
 
-/// The keys that changed, once each, in the order of their first changes. The queue grows by pieces:
-/// there may be a million keys in it, and nothing is copied when one more comes.
+/// The keys that changed, in the order of their first changes. A key is there once, and once more each
+/// time that it went and came again: to find where a key was that has no entry any more would take a
+/// map of those. The queue grows by pieces: there may be a million keys in it, and nothing is copied
+/// when one more comes.
 #[derive(Debug, Default)]
 struct Changes {
     /// Of as many places each; the numbers of the first piece begin at a multiple of that.
@@ -165,8 +167,6 @@ struct Changes {
     first: u64,
     /// Number of the next one.
     next: u64,
-    /// Numbers of those that are gone, which no slot tells.
-    gone: BTreeMap<Key, u64>,
 }
 
 impl Changes {
@@ -200,34 +200,16 @@ impl Changes {
         self.next - 1
     }
 
-    /// A key is gone that has this number, if it is still there.
-    fn note_gone(&mut self, key: &[u8], number: u64) -> bool {
-        let Some(changed) = self.noted(number) else { return false };
-        *changed = Changed::Gone;
-        self.gone.insert(Key::from_slice(key), number);
-        true
-    }
-
-    /// A key that was gone has a value again: its number, if it is still there.
-    fn note_back(&mut self, key: &[u8], value: &[u8]) -> Option<u64> {
-        let number = self.gone.remove(key)?;
-        *self.noted(number).expect("it is there until it is taken") = Changed::of(value);
-        Some(number)
-    }
-
     /// Takes the first.
     fn pop(&mut self) -> Option<(Key, Changed)> {
         let place = self.first_place();
         let taken = self.pieces.front_mut()?.get_mut(place)?;
-        let (key, changed) = std::mem::replace(taken, (Key::new(), Changed::Gone));
+        let taken = std::mem::replace(taken, (Key::new(), Changed::Gone));
         self.first += 1;
         if place + 1 == PIECE_COUNT {
             self.pieces.pop_front();
         }
-        if matches!(changed, Changed::Gone) {
-            self.gone.remove(&key).expect("it is there until it is taken");
-        }
-        Some((key, changed))
+        Some(taken)
     }
 }
 
@@ -239,6 +221,8 @@ pub struct State {
     size: usize,
     /// Of each state of an operator that has entries, by its identity.
     operator_states: BTreeMap<u64, StateSize>,
+    /// How often a timer was set or removed.
+    timers_version: u64,
 }
 
 impl State {
@@ -253,6 +237,7 @@ impl State {
     }
 
     fn put(&mut self, key: &[u8], value: Option<&[u8]>, is_change: bool) {
+        self.timers_version += u64::from(key.first() == Some(&(Kind::Timer as u8)));
         let Some(value) = value else { return self.remove(key, is_change) };
         let changes = &mut self.changes;
         let old_size = match self.entries.entry(Key::from_slice(key)) {
@@ -269,11 +254,8 @@ impl State {
                 Some(old_size)
             }
             Entry::Vacant(entry) => {
-                let number = match changes.note_back(key, value) {
-                    Some(number) => number,
-                    None if is_change => changes.push(key, Changed::of(value)),
-                    None => NO_NUMBER,
-                };
+                let number =
+                    if is_change { changes.push(key, Changed::of(value)) } else { NO_NUMBER };
                 entry.insert(Slot { value: Value::from_slice(value), number });
                 None
             }
@@ -286,14 +268,10 @@ impl State {
         if let Some(old) = &old {
             self.resize(key, Some(old.value.len()), None);
         }
-        let changes = &mut self.changes;
-        let is_noted = match old {
-            Some(old) => changes.note_gone(key, old.number),
-            None => changes.gone.contains_key(key),
-        };
-        if is_change && !is_noted {
-            let number = changes.push(key, Changed::Gone);
-            changes.gone.insert(Key::from_slice(key), number);
+        match old.and_then(|old| self.changes.noted(old.number)) {
+            Some(changed) => *changed = Changed::Gone,
+            None if is_change => drop(self.changes.push(key, Changed::Gone)),
+            None => {}
         }
     }
 
@@ -343,7 +321,7 @@ impl State {
     }
 
     /// Takes the keys that changed first, at most so many and about so many bytes, each with its value
-    /// now.
+    /// now, or without one where it was gone; a key that came again follows later.
     pub fn take_changes(&mut self, count_max: usize, size_max: usize) -> Vec<StateChange> {
         let mut size = 0;
         let mut taken: Vec<StateChange> = Vec::new();
@@ -384,6 +362,11 @@ impl State {
     /// Bytes of all keys and values.
     pub fn size(&self) -> usize {
         self.size
+    }
+
+    /// Another one than before if a timer was set or removed since.
+    pub fn timers_version(&self) -> u64 {
+        self.timers_version
     }
 
     /// How much of it is one state of an operator, by its identity.
@@ -439,38 +422,48 @@ mod tests {
         assert_eq!(taken(&mut state, 9), [change(b"b", Some(b"2")), change(b"a", Some(b"2"))]);
         state.apply(Change { key: b"a".to_vec(), value: None });
         state.apply(put(b"a", b"3"));
-        // It went and came, and is taken once.
-        assert_eq!(state.changed_count(), 1);
-        assert_eq!(taken(&mut state, 9), [change(b"a", Some(b"3"))]);
+        state.apply(put(b"a", b"4"));
+        // It went and came.
+        assert_eq!(state.changed_count(), 2);
+        assert_eq!(taken(&mut state, 9), [change(b"a", None), change(b"a", Some(b"4"))]);
     }
 
     #[test]
-    fn any_course_of_changes_is_taken_once_for_each_key_as_it_is_then() {
+    fn what_any_course_of_changes_gives_in_order_ends_as_the_entries_do() {
         // Two keys, each set to a short or a long value or removed, and the first change taken.
         const COURSE: u32 = 5;
         for case in 0..7_usize.pow(COURSE) {
             let mut state = State::default();
-            let (mut entries, mut waiting) = (BTreeMap::<u8, Vec<u8>>::new(), Vec::<u8>::new());
+            // What is to be taken, and what those who took it have.
+            let mut waiting: Vec<StateChange> = Vec::new();
+            let (mut entries, mut stored) = (BTreeMap::new(), BTreeMap::new());
             let steps = (0..COURSE).map(|step| (step, case / 7_usize.pow(step) % 7));
-            for (step, way) in steps.chain([(COURSE, 6); 2]) {
+            for (step, way) in steps.chain([(COURSE, 6); COURSE as usize]) {
                 if way == 6 {
-                    let expected = (!waiting.is_empty()).then(|| waiting.remove(0));
-                    let expected = expected.map(|key| (vec![key], entries.get(&key).cloned()));
-                    assert_eq!(taken(&mut state, 1), Vec::from_iter(expected), "case {case}");
+                    let expected: Vec<_> = waiting.drain(..waiting.len().min(1)).collect();
+                    assert_eq!(taken(&mut state, 1), expected, "case {case}");
+                    expected.into_iter().for_each(|change| set(&mut stored, change));
                     continue;
                 }
-                let key = (way % 2) as u8;
+                let key = vec![(way % 2) as u8];
                 let value =
                     [Some(vec![step as u8; 17]), Some(vec![step as u8; 16]), None][way / 2].clone();
-                entries.remove(&key);
-                entries.extend(value.iter().map(|value| (key, value.clone())));
-                state.apply(Change { key: vec![key], value });
-                if !waiting.contains(&key) {
-                    waiting.push(key);
+                set(&mut entries, (key.clone(), value.clone()));
+                match waiting.iter_mut().find(|(one, value)| *one == key && value.is_some()) {
+                    Some((_, waits)) => waits.clone_from(&value),
+                    None => waiting.push((key.clone(), value.clone())),
                 }
+                state.apply(Change { key, value });
             }
             assert_eq!(state.changed_count(), 0, "case {case}");
-            assert!(state.changes.gone.is_empty(), "case {case}");
+            assert_eq!(stored, entries, "case {case}");
+        }
+    }
+
+    fn set(entries: &mut BTreeMap<Vec<u8>, Vec<u8>>, (key, value): StateChange) {
+        match value {
+            Some(value) => drop(entries.insert(key, value)),
+            None => drop(entries.remove(&key)),
         }
     }
 
@@ -484,16 +477,14 @@ mod tests {
                 state.apply(put(&key(next), b"1"));
                 next += 1;
             }
-            // One in the middle comes and goes, and keeps its place.
-            let amid = first + (next - first) / 2;
-            state.apply(Change { key: key(amid).to_vec(), value: None });
-            state.apply(put(&key(amid), b"2"));
+            // The first changes again, and keeps its place.
+            state.apply(put(&key(first), b"2"));
+            next = next.max(first + 1);
             let count = if count == 0 { u32::MAX } else { count / 2 + 1 };
             for (taken, _) in taken(&mut state, count as usize) {
                 assert_eq!(taken, key(first));
                 first += 1;
             }
-            next = next.max(first);
             assert_eq!(state.changed_count(), (next - first) as usize);
         }
         assert!(state.changes.pieces.len() <= 1, "what is taken takes no room");

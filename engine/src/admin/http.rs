@@ -216,7 +216,7 @@ async fn state_page(
         let StateQuery { topology, operator, state, .. } = query;
         let why = format!(
             "operator {operator:?} of topology {topology:?} has no state {state:?}, or does not run; \
-             /topologies shows what there is\n"
+             /topologies names the states\n"
         );
         return (StatusCode::NOT_FOUND, why).into_response();
     }
@@ -362,7 +362,7 @@ mod tests {
     #[test]
     fn topologies_are_shown_with_their_graph_and_how_they_are() {
         let edges = vec![("topic in".to_owned(), "the \"end\"".to_owned())];
-        let graphs = vec![Graph { topology: "t".to_owned(), edges }];
+        let graphs = vec![Graph { topology: "t".to_owned(), edges, states: Vec::new() }];
         let telemetry = telemetry_with(graphs);
         let figures = TopologyFigures {
             topology: "t".to_owned(),

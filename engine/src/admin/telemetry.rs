@@ -274,6 +274,8 @@ pub struct Graph {
     pub topology: String,
     /// What follows what: topics, keys and operators by name.
     pub edges: Vec<(String, String)>,
+    /// What can be asked for: operators and their states.
+    pub states: Vec<(String, String)>,
 }
 
 /// What a topology does on one shard.

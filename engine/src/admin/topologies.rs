@@ -29,9 +29,13 @@ pub(super) fn page(telemetry: &Telemetry) -> Value {
             Some(topology(shard, it))
         };
         let edges = graph.edges.iter().map(|(from, to)| json!({ "from": from, "to": to }));
+        let state =
+            |(operator, state): &(String, String)| json!({ "operator": operator, "state": state });
+        let states = graph.states.iter().map(state);
         json!({
             "topology": graph.topology,
             "edges": edges.collect::<Vec<_>>(),
+            "states": states.collect::<Vec<_>>(),
             "shards": shards.iter().enumerate().filter_map(of_shard).collect::<Vec<_>>(),
         })
     });
@@ -439,7 +443,11 @@ mod tests {
             configuration_hash: 7,
             data_dir: PathBuf::from("/nonexistent"),
             wal_dir: None,
-            graphs: vec![Graph { topology: "t".to_owned(), edges: edges.to_vec() }],
+            graphs: vec![Graph {
+                topology: "t".to_owned(),
+                edges: edges.to_vec(),
+                states: vec![("count".to_owned(), "aggregate".to_owned())],
+            }],
         };
         let telemetry = Telemetry::new(about, 2, Vec::new());
         for (shard, scale) in [(0, 1), (1, 10)] {
@@ -562,6 +570,7 @@ mod tests {
     #[test]
     fn the_json_page_has_the_same_numbers_for_each_shard() {
         let page = page(&telemetry());
+        assert_eq!(page[0]["states"], json!([{"operator": "count", "state": "aggregate"}]));
         let shard = &page[0]["shards"][1];
         assert_eq!(shard["waiting_bytes"], 90);
         assert_eq!(shard["edges"][2], json!({"from": "count", "to": "topic out", "records": 10}));

@@ -512,7 +512,7 @@ fn the_power_may_go_before_and_after_a_restore() {
     };
     let all = records(0..12);
     let mut cuts = 0;
-    for write in (1..).step_by(4) {
+    for write in (1..).step_by(2) {
         let mut driver = TestDriver::new(2, topologies()).expect("good");
         driver.crash_at_write(write);
         let mut is_cut = driver.pipe_in("in", &all[..4]).is_err() || driver.is_down();

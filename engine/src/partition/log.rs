@@ -100,7 +100,7 @@ impl Log {
 
     /// Everything pushed with a frame up to `sequence` is durable. True if the end moved.
     pub fn on_durable(&mut self, sequence: Sequence) -> bool {
-        let first_after = self.tail.partition_point(|batch| batch.sequence <= sequence);
+        let first_after = self.count_before(|batch| batch.sequence <= sequence);
         let Some(last) = first_after.checked_sub(1) else { return false };
         let end = self.tail[last].last_offset + 1;
         let moved = end > self.durable_end;
@@ -128,6 +128,29 @@ impl Log {
             .filter(|batch| batch.last_offset >= self.start)
     }
 
+    /// How many batches of the tail come before something. It is mostly near the end, so the search
+    /// begins there, where memory was touched lately.
+    fn count_before(&self, is_before: impl Fn(&TailBatch) -> bool) -> usize {
+        let (mut first, mut end) = (0, self.tail.len());
+        let mut step = 1;
+        while let Some(index) = end.checked_sub(step) {
+            if is_before(&self.tail[index]) {
+                first = index + 1;
+                break;
+            }
+            (end, step) = (index, 2 * step);
+        }
+        while first < end {
+            let middle = first.midpoint(end);
+            if is_before(&self.tail[middle]) {
+                first = middle + 1;
+            } else {
+                end = middle;
+            }
+        }
+        first
+    }
+
     /// Moves the start up to `offset`; never down, never past the durable end. True if it moved.
     pub fn advance_start(&mut self, offset: u64) -> bool {
         let start = offset.min(self.durable_end).max(self.start);
@@ -138,7 +161,7 @@ impl Log {
 
     /// The first batch of the tail with a record at or after `offset`, durable or not.
     pub fn batch_at(&self, offset: u64) -> Option<&TailBatch> {
-        let first = self.tail.partition_point(|batch| batch.last_offset < offset);
+        let first = self.count_before(|batch| batch.last_offset < offset);
         self.tail.get(first)
     }
 
@@ -148,7 +171,7 @@ impl Log {
         if offset < self.tail_start() {
             return None;
         }
-        let first = self.tail.partition_point(|batch| batch.last_offset < offset);
+        let first = self.count_before(|batch| batch.last_offset < offset);
         let mut size = 0;
         let mut batches = Vec::new();
         for batch in self.tail.iter().skip(first) {
@@ -164,7 +187,7 @@ impl Log {
 
     /// Bytes that a read at `offset` finds in the tail, counted no further than `enough`.
     pub fn readable_size(&self, offset: u64, enough: u64) -> u64 {
-        let first = self.tail.partition_point(|batch| batch.last_offset < offset);
+        let first = self.count_before(|batch| batch.last_offset < offset);
         let mut size = 0;
         for batch in self.tail.iter().skip(first) {
             if size >= enough || batch.last_offset >= self.durable_end {
@@ -232,6 +255,20 @@ mod tests {
         assert_eq!(log.read(0, 1000).map(|found| found.len()), Some(2));
         assert_eq!(log.readable_size(0, u64::MAX), 200);
         assert!(!log.on_durable(Sequence(2)));
+    }
+
+    #[test]
+    fn every_offset_is_found_in_a_tail_of_any_length() {
+        let mut log = Log::new(0, 0);
+        for count in 0..70 {
+            for offset in 0..2 * count {
+                let found = log.batch_at(offset).map(|batch| batch.base_offset);
+                assert_eq!(found, Some(offset - offset % 2), "of {count}");
+            }
+            assert!(log.batch_at(2 * count).is_none());
+            let next = batch(&mut log, 2, count + 1);
+            log.push(next);
+        }
     }
 
     #[test]

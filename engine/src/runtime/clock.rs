@@ -26,10 +26,12 @@ impl Clock {
     /// The time of a step.
     pub fn now(&self) -> Now {
         let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        Now {
-            monotonic_ms: self.start.elapsed().as_millis() as u64,
-            wall_ms: since_1970.as_millis() as i64,
-        }
+        Now { monotonic_ms: self.monotonic_ms(), wall_ms: since_1970.as_millis() as i64 }
+    }
+
+    /// Milliseconds since the start.
+    pub fn monotonic_ms(&self) -> u64 {
+        self.start.elapsed().as_millis() as u64
     }
 
     /// Microseconds since the start, for latencies.

@@ -90,7 +90,7 @@ impl Listener {
                     if let Some(left_out) = hub.shared.admit_line() {
                         tracing::warn!(%error, left_out, "a connection could not be taken");
                     }
-                    let now_ms = hub.shared.clock.now().monotonic_ms;
+                    let now_ms = hub.shared.clock.monotonic_ms();
                     self.paused_until_ms = Some(now_ms + ACCEPT_PAUSE_MS);
                     return Ok(());
                 }
@@ -106,8 +106,8 @@ impl Listener {
 
     /// Goes on after a pause.
     pub(super) fn on_time(&mut self, hub: &mut Hub) -> io::Result<()> {
-        let now_ms = hub.shared.clock.now().monotonic_ms;
-        if self.paused_until_ms.is_none_or(|until_ms| now_ms < until_ms) {
+        let clock = &hub.shared.clock;
+        if self.paused_until_ms.is_none_or(|until_ms| clock.monotonic_ms() < until_ms) {
             return Ok(());
         }
         self.paused_until_ms = None;

@@ -276,7 +276,12 @@ pub fn serve_beside(
 
 /// A topology's picture for the admin port.
 fn graph(plan: &Arc<Plan>) -> Graph {
-    Graph { topology: plan.name().to_owned(), edges: plan.edges().to_vec() }
+    let states = plan.states().iter().map(|it| (it.operator.clone(), it.name.clone()));
+    Graph {
+        topology: plan.name().to_owned(),
+        edges: plan.edges().to_vec(),
+        states: states.collect(),
+    }
 }
 
 fn ring_all(doorbells: &[Doorbell]) {

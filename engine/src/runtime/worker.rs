@@ -230,7 +230,6 @@ impl Worker {
             self.step_all();
             self.perform_all()?;
             self.hub.flush();
-            self.hub.shared.port.flush();
             self.publish()?;
             // Last of all: what is read now waits for the next turn, and nothing waits for it.
             self.set_gate();
@@ -423,6 +422,8 @@ impl Worker {
                 Effect::Halt(reason) => die(ExitCode::Corruption, &reason),
             }
         }
+        // Other shards work while this one writes and sends.
+        self.hub.shared.port.flush();
         if is_writing && !self.hub.shared.unflushed.is_empty() {
             // The disk works while answers are sent.
             self.hub.shared.uring.submit()?;
@@ -528,11 +529,11 @@ impl Worker {
         telemetry.state.set(gauges.state_size);
         telemetry.disk_full.set(gauges.is_disk_full);
         self.jobs.set_pace(pace(self.places.settle_rate, &gauges));
-        let now = self.hub.shared.clock.now();
-        if now.monotonic_ms < self.next_figures_ms {
+        let now_ms = self.hub.shared.clock.monotonic_ms();
+        if now_ms < self.next_figures_ms {
             return Ok(());
         }
-        self.next_figures_ms = now.monotonic_ms + FIGURES_INTERVAL_MS;
+        self.next_figures_ms = now_ms + FIGURES_INTERVAL_MS;
         // A frame does not wait for figures.
         self.hub.shared.uring.submit()?;
         self.hub.look_after();
@@ -558,22 +559,25 @@ impl Worker {
         });
         let committed = committed.chain(read).collect();
         telemetry.publish_offsets(Offsets { committed, ends: ends.collect() });
+        let wall_ms = self.hub.shared.clock.now().wall_ms;
         let topologies = self.shard.topologies();
-        let topologies = topologies.map(|facts| figures::of_topology(facts, now.wall_ms));
+        let topologies = topologies.map(|facts| figures::of_topology(facts, wall_ms));
         telemetry.publish_topologies(topologies.collect());
         Ok(())
     }
 
     /// True when this shard may seal and end.
     fn advance_stop(&mut self) -> bool {
-        let now_ms = self.hub.shared.clock.now().monotonic_ms;
+        if self.stop == Stop::No && !self.phase.is_stopping.load(Ordering::Acquire) {
+            return false;
+        }
+        let now_ms = self.hub.shared.clock.monotonic_ms();
         match self.stop {
-            Stop::No if self.phase.is_stopping.load(Ordering::Acquire) => {
+            Stop::No => {
                 self.hub.shared.inbox.push_back(Input::Stop);
                 self.hub.end_connections();
                 self.stop = Stop::Draining { until_ms: now_ms + DRAIN_MS_MAX };
             }
-            Stop::No => {}
             Stop::Draining { until_ms } => {
                 if now_ms >= until_ms {
                     self.hub.close_connections();
@@ -590,9 +594,12 @@ impl Worker {
             Stop::Drained { .. } => {}
         }
         let Stop::Drained { is_overdue } = self.stop else { return false };
-        let is_finished = self.shard.is_quiet() && self.hub.shared.inbox.is_empty();
-        self.phase.drained.load(Ordering::Acquire) == self.shard_count
-            && (is_finished || is_overdue)
+        let shared = &mut self.hub.shared;
+        // What the others said before they were drained is there, if not yet in the inbox.
+        let is_all = self.phase.drained.load(Ordering::Acquire) == self.shard_count;
+        let has_heard = shared.port.is_empty() && shared.inbox.is_empty();
+        let is_finished = self.shard.is_quiet() && has_heard;
+        is_all && (is_finished || is_overdue)
     }
 
     /// Waits for something to do. The order (say that we sleep, look once more, sleep) is the
@@ -615,7 +622,7 @@ impl Worker {
             }
             std::hint::spin_loop();
         }
-        let now_ms = shared.clock.now().monotonic_ms;
+        let now_ms = shared.clock.monotonic_ms();
         let due_ms = self.shard.next_deadline_ms().into_iter().chain(pause_until_ms).min();
         let mut wait_ms = due_ms.map_or(FIGURES_INTERVAL_MS, |due_ms| {
             due_ms.saturating_sub(now_ms).clamp(1, FIGURES_INTERVAL_MS)

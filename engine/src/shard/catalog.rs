@@ -8,7 +8,7 @@ use tidemill_wal::mutation::{self, Mutation};
 
 use super::{Outgoing, Shard};
 use crate::command::{CatalogCommand, Refusal, Refused, Reply, Ticket};
-use crate::effect::{Change, Effect, MeshMessage, Outcome};
+use crate::effect::{Change, Effect, MeshMessage, Now, Outcome};
 use crate::outbox::{decode_changes, encode_changes};
 use crate::state::Kind;
 use crate::topology::stored::{ENTRY_MARK, decode_progress_key};
@@ -175,6 +175,7 @@ impl Shard {
 
     pub(super) fn on_mesh(
         &mut self,
+        now: Now,
         from: ShardId,
         message: MeshMessage,
         effects: &mut Vec<Effect>,
@@ -192,13 +193,12 @@ impl Shard {
                 let mut changes = Vec::new();
                 match self.outbox.on_confirmed(from, through, hello, &mut changes) {
                     Ok(resend) => {
-                        for change in changes {
-                            self.record(change);
-                        }
+                        // They depend on what is durable there, and not on what is forgotten here.
+                        self.confirm_changes(from, through, effects);
+                        self.record_unhurried(now, changes);
                         if let Some(message) = resend {
                             self.hold(Outgoing::Mesh(from, message), effects);
                         }
-                        self.confirm_changes(from, through, effects);
                     }
                     Err(fault) => effects.push(Effect::Halt(fault.to_string())),
                 }
@@ -233,7 +233,8 @@ impl Shard {
         if has_arrivals || self.topologies.has_arrived(from) {
             self.on_arrived(from, changes);
         } else {
-            self.confirm_entries(from, changes, effects);
+            // Somebody waits for the answer to a change of the catalog.
+            self.confirm_entries(from, changes, true, effects);
         }
     }
 
@@ -242,16 +243,18 @@ impl Shard {
         &mut self,
         from: ShardId,
         filter: Vec<Change>,
+        at_once: bool,
         effects: &mut Vec<Effect>,
     ) {
         for change in filter {
             self.record(change);
         }
-        let confirmation = self.outbox.confirmation(from, false);
+        let through = self.outbox.taken(from);
         if mutation::is_on(Mutation::ConfirmEntryEarly) {
-            return self.release(Outgoing::Mesh(from, confirmation), effects);
+            let message = MeshMessage::OutboxDurable { through, hello: false };
+            return self.release(Outgoing::Mesh(from, message), effects);
         }
-        self.hold(Outgoing::Mesh(from, confirmation), effects);
+        self.hold(Outgoing::Confirmation { to: from, through, at_once }, effects);
     }
 
     fn confirm_changes(&mut self, from: ShardId, through: u64, effects: &mut Vec<Effect>) {

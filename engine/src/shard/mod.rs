@@ -126,6 +126,12 @@ enum Outgoing {
     Mesh(ShardId, MeshMessage),
     /// An outbox entry; whether its receiver is ready is seen when it leaves.
     Entry(ShardId, u64),
+    /// Entries of a shard that were taken: it is told, soon or at once.
+    Confirmation {
+        to: ShardId,
+        through: u64,
+        at_once: bool,
+    },
     Routes(Arc<Routes>),
     /// A blocking call of a topology.
     Call(CallId, CallRequest),
@@ -139,6 +145,17 @@ enum Deferred {
     Change(Change),
     /// It may depend on a change before it.
     Outgoing(Outgoing),
+}
+
+/// How long the filling frame waits for something else if all of it is what nobody waits for.
+const UNHURRIED_MS: u64 = 10;
+
+/// The filling frame holds nothing that anybody waits for, as long as it has this size.
+#[derive(Debug, Clone, Copy)]
+struct Unhurried {
+    size: usize,
+    /// It is written then all the same.
+    until_ms: u64,
 }
 
 /// The state machine.
@@ -170,6 +187,7 @@ pub struct Shard {
     dirty_producers: BTreeSet<(PartitionId, i64)>,
     upkeep: upkeep::Upkeep,
     topologies: topology::Topologies,
+    unhurried: Option<Unhurried>,
     last_activity_ms: u64,
     is_stopping: bool,
 }
@@ -215,7 +233,7 @@ impl Shard {
             Input::Command { ticket, command } => self.on_command(now, ticket, command, effects),
             Input::FetchNow(ticket) => self.fetch_now(ticket, effects),
             Input::Cancel(ticket) => self.on_cancel(now, ticket, effects),
-            Input::Mesh { from, message } => self.on_mesh(from, message, effects),
+            Input::Mesh { from, message } => self.on_mesh(now, from, message, effects),
             Input::Durable(sequence) => self.on_durable(now, sequence, effects),
             Input::DiskDone { job, result } => self.on_disk_done(now, job, result, effects),
             Input::ReadDone { read, result } => self.on_read_done(now, read, result, effects),
@@ -235,6 +253,12 @@ impl Shard {
         self.admit_batches(now, effects);
         if !self.wal.is_filling_empty() {
             self.last_activity_ms = now.monotonic_ms;
+        }
+        for (shard, message) in self.outbox.confirmations(now.monotonic_ms, self.is_stopping) {
+            self.release(Outgoing::Mesh(shard, message), effects);
+        }
+        if self.may_frame_wait(now) {
+            return;
         }
         let Some(write) = self.submit(now) else { return };
         for batch in self.appending.drain(..) {
@@ -257,6 +281,7 @@ impl Shard {
     /// When the log is full, a settle round that waits for the filling frame gets it written from
     /// the reserve, for nothing else makes room.
     fn submit(&mut self, now: Now) -> Option<FrameWrite> {
+        self.unhurried = None;
         let write = self.wal.submit(now.wall_ms);
         match write {
             None if self.settle_waits_for(self.wal.filling()) => {
@@ -299,6 +324,8 @@ impl Shard {
             self.idle_deadline_ms(),
             self.room_deadline_ms(),
             self.topologies.due_ms(),
+            self.outbox.confirm_at_ms(),
+            self.unhurried.map(|unhurried| unhurried.until_ms),
         ]
         .into_iter()
         .flatten()
@@ -436,6 +463,29 @@ impl Shard {
         }
     }
 
+    /// The same for changes that nobody waits for: they go with others, and alone only after a while.
+    fn record_unhurried(&mut self, now: Now, changes: Vec<Change>) {
+        let until_ms = match self.unhurried {
+            Some(unhurried) if unhurried.size == self.wal.filling_size() => unhurried.until_ms,
+            _ if self.wal.is_filling_empty() => now.monotonic_ms + UNHURRIED_MS,
+            _ => 0,
+        };
+        changes.into_iter().for_each(|change| self.record(change));
+        let size = self.wal.filling_size();
+        let is_alone = !self.wal.is_filling_empty() && self.deferred.is_empty();
+        self.unhurried = (until_ms > 0 && is_alone).then_some(Unhurried { size, until_ms });
+    }
+
+    /// Whether the filling frame can wait for more.
+    fn may_frame_wait(&self, now: Now) -> bool {
+        let Some(Unhurried { size, until_ms }) = self.unhurried else { return false };
+        let filling = self.wal.filling();
+        let is_waited_for = self.settle_waits_for(filling)
+            || self.barrier.back().is_some_and(|(waits_for, _)| *waits_for == filling);
+        let is_alone = size == self.wal.filling_size() && self.deferred.is_empty();
+        is_alone && !is_waited_for && !self.is_stopping && now.monotonic_ms < until_ms
+    }
+
     fn record_now(&mut self, change: Change) {
         match &change.value {
             Some(value) => self.wal.append_put(&change.key, value),
@@ -481,6 +531,9 @@ impl Shard {
                         changes.into_iter().for_each(|change| self.record(change));
                     }
                 }
+            }
+            Outgoing::Confirmation { to, through, at_once } => {
+                self.outbox.on_durable(to, through, at_once);
             }
             Outgoing::Routes(routes) => effects.push(Effect::Routes(routes)),
             // It is made after the next start.

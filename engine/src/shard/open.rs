@@ -172,7 +172,7 @@ impl Shard {
     pub fn start(&mut self, effects: &mut Vec<Effect>) {
         let others: Vec<_> = self.outbox.others().collect();
         for shard in others {
-            let hello = self.outbox.confirmation(shard, true);
+            let hello = self.outbox.hello(shard);
             self.hold(Outgoing::Mesh(shard, hello), effects);
         }
         let routes = self.catalog.routes().clone().into();
@@ -214,6 +214,7 @@ impl Shard {
             dirty_producers: Default::default(),
             upkeep: Default::default(),
             topologies: Default::default(),
+            unhurried: None,
             last_activity_ms: now.monotonic_ms,
             is_stopping: false,
             options,

@@ -15,9 +15,10 @@ use crate::command::{
     CatalogCommand, Command, CommittedOffset, Fetch, FetchPartition, GroupCommand, GroupReply,
     Join, MemberRef, NewTopic, OffsetCommit, Produce, Refusal, Reply, Sync, Ticket,
 };
-use crate::effect::{CallId, CallRequest, Effect, Input, JobId, Now};
+use crate::effect::{CallId, CallRequest, Effect, Input, JobId, MeshMessage, Now};
 use crate::group::GroupLimits;
 
+mod neighbours;
 mod topologies;
 
 struct World {
@@ -33,6 +34,8 @@ struct World {
     held: Vec<(JobId, Vec<DiskOp>)>,
     /// Blocking calls that were asked for, until a test takes them.
     calls: Vec<(CallId, CallRequest)>,
+    /// What other shards were sent, until a test takes it.
+    sent: Vec<(ShardId, MeshMessage)>,
 }
 
 fn options() -> ShardOptions {
@@ -84,7 +87,20 @@ impl World {
         let (inbox, replies) = (VecDeque::new(), BTreeMap::new());
         let shard = opened.shard;
         let (frames, holds_jobs, held, calls) = (0, false, Vec::new(), Vec::new());
-        Self { disk, shard, now, inbox, replies, next_ticket, frames, holds_jobs, held, calls }
+        let sent = Vec::new();
+        Self {
+            disk,
+            shard,
+            now,
+            inbox,
+            replies,
+            next_ticket,
+            frames,
+            holds_jobs,
+            held,
+            calls,
+            sent,
+        }
     }
 
     /// The power goes and comes back.
@@ -162,7 +178,8 @@ impl World {
             Effect::Plan(files) => self.inbox.push_back(Input::Planned(files.plan())),
             Effect::Call { call, request } => self.calls.push((call, request)),
             Effect::Routes(_) | Effect::Notice(_) | Effect::Verify(_) => {}
-            Effect::Mesh { .. } | Effect::Read { .. } | Effect::ReadMerge(_) | Effect::Halt(_) => {
+            Effect::Mesh { to, message } => self.sent.push((to, message)),
+            Effect::Read { .. } | Effect::ReadMerge(_) | Effect::Halt(_) => {
                 panic!("not in these tests: {effect:?}")
             }
         }

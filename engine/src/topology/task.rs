@@ -232,6 +232,32 @@ pub struct Task {
     topics: Vec<NameId>,
     /// The shard that sent the next record of a stage, and where that is in its outbox.
     arriving: (u16, Position),
+    /// Of each operator, in event time and by the clock.
+    first_timers: Vec<[FirstTimer; 2]>,
+}
+
+/// The time of an operator's first timer, if it has one, as long as no timers change.
+#[derive(Debug, Clone, Copy)]
+struct FirstTimer {
+    time_ms: Option<i64>,
+    /// Of the state's timers; none while nobody has looked.
+    version: Option<u64>,
+}
+
+/// Where a domain's timer is in the pair of an operator.
+fn place(domain: TimeDomain) -> usize {
+    match domain {
+        TimeDomain::Event => 0,
+        TimeDomain::Processing => 1,
+    }
+}
+
+impl FirstTimer {
+    const UNKNOWN: Self = Self { time_ms: None, version: None };
+
+    fn is_known(self, state: &State) -> bool {
+        self.version == Some(state.timers_version())
+    }
 }
 
 impl Task {
@@ -263,6 +289,7 @@ impl Task {
         };
         let (figures, made, sampler) = (Figures::new(&plan), Made::default(), Sampler::default());
         let topics = plan.sources().map(|topic| NameId::of(&[topic])).collect();
+        let first_timers = plan.operators().map(|_| [FirstTimer::UNKNOWN; 2]).collect();
         Self {
             plan,
             times,
@@ -277,6 +304,7 @@ impl Task {
             witness: None,
             topics,
             arriving: (0, Position::default()),
+            first_timers,
         }
     }
 
@@ -498,7 +526,7 @@ impl Task {
     ) -> Fired {
         let count_before = self.figures.counts.timers;
         let plan = self.plan.clone();
-        for (index, (operator, _)) in plan.operators().enumerate() {
+        for index in 0..plan.operators().count() {
             let seen_ms = &mut self.circumstances.watermarks_ms[index];
             let due_ms = self.calls.held_ms(index, self.times.due_ms(index)).max(*seen_ms);
             // From the first of its timers on the operator sees the new time, also if the others have to
@@ -506,17 +534,16 @@ impl Task {
             if std::mem::replace(seen_ms, due_ms) != due_ms {
                 self.seen.push((index, due_ms));
             }
-            let domain = TimeDomain::Event;
             // What timers set for a time that has come fires as well.
-            let fired = self.fire_of(state, (operator, domain, due_ms), room, goes_on);
-            if !fired {
+            let due = (index, TimeDomain::Event, due_ms);
+            if !self.fire_of(state, due, room, goes_on) {
                 return Fired::CutAmid;
             }
             self.times.set_operator(index, due_ms);
         }
         let clock_ms = self.circumstances.now_ms;
-        let has_fired = plan.operators().all(|(operator, _)| {
-            let due = (operator, TimeDomain::Processing, clock_ms);
+        let has_fired = (0..plan.operators().count()).all(|index| {
+            let due = (index, TimeDomain::Processing, clock_ms);
             self.fire_of(state, due, room, goes_on)
         });
         match has_fired {
@@ -530,13 +557,21 @@ impl Task {
     fn fire_of(
         &mut self,
         state: &mut State,
-        (operator, domain, due_ms): (NameId, TimeDomain, i64),
+        (index, domain, due_ms): (usize, TimeDomain, i64),
         room: usize,
         goes_on: &mut dyn FnMut() -> bool,
     ) -> bool {
-        let prefix = Timer::prefix(self.plan.id(), domain, operator);
+        let known = self.first_timers[index][place(domain)];
+        if known.is_known(state) && known.time_ms.is_none_or(|time_ms| time_ms > due_ms) {
+            return true;
+        }
         loop {
-            let next = first_timer(state, &prefix);
+            let next = self.first_timer(state, index, domain);
+            let first = FirstTimer {
+                time_ms: next.as_ref().map(|timer| timer.time_ms),
+                version: Some(state.timers_version()),
+            };
+            self.first_timers[index][place(domain)] = first;
             let Some(timer) = next.filter(|timer| timer.time_ms <= due_ms) else { return true };
             if !goes_on() {
                 return false;
@@ -577,11 +612,22 @@ impl Task {
 
     /// When the next timer by the clock is due, in milliseconds since 1970.
     pub fn next_timer_ms(&self, state: &State) -> Option<i64> {
-        let first = |(operator, _): (NameId, &[super::Origin])| {
-            let prefix = Timer::prefix(self.plan.id(), TimeDomain::Processing, operator);
-            first_timer(state, &prefix).map(|timer| timer.time_ms)
+        let domain = TimeDomain::Processing;
+        let first = |(index, known): (usize, &[FirstTimer; 2])| {
+            let known = known[place(domain)];
+            if known.is_known(state) {
+                return known.time_ms;
+            }
+            self.first_timer(state, index, domain).map(|timer| timer.time_ms)
         };
-        self.plan.operators().filter_map(first).min()
+        self.first_timers.iter().enumerate().filter_map(first).min()
+    }
+
+    fn first_timer(&self, state: &State, index: usize, domain: TimeDomain) -> Option<Timer> {
+        let (operator, _) = self.plan.operators().nth(index)?;
+        let prefix = Timer::prefix(self.plan.id(), domain, operator);
+        let (key, _) = state.range(&prefix).next()?;
+        Timer::decode(key)
     }
 
     fn take(&mut self, state: &mut State, wanted: Wanted, room: usize) -> Taken {
@@ -638,10 +684,4 @@ impl Task {
         }
         Taken::Done
     }
-}
-
-/// The first timer whose key begins like that.
-fn first_timer(state: &State, prefix: &[u8]) -> Option<Timer> {
-    let (key, _) = state.range(prefix).next()?;
-    Timer::decode(key)
 }

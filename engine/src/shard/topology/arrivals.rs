@@ -19,6 +19,10 @@ use crate::state::State;
 use crate::topology::stored::{self, Part, Position, StageEntry};
 use crate::topology::{NameId, Plan, Taken};
 
+/// Bytes of entries that came in one step beyond which their senders are told at once that they are
+/// durable.
+const CONFIRMED_SIZE_MAX: usize = 64 << 10;
+
 /// Shards whose entries came in this step: the filter that says so is recorded after them.
 #[derive(Debug)]
 pub(super) struct Arrived {
@@ -322,6 +326,7 @@ impl Shard {
                 panic!("{why}: of shard {}", from.0);
             }
             self.topologies.arrived_size += bytes.len() + 2 * ENTRY_OVERHEAD_MAX;
+            self.topologies.is_awaited |= hosted.tells_time;
         } else {
             // Of a topology that this program does not have: it may come back.
             let key = stored::arrival_key(entry.topology, from.0, sequence);
@@ -353,10 +358,11 @@ impl Shard {
                 }
             }
         }
-        self.topologies.arrived_size = 0;
+        let size = std::mem::take(&mut self.topologies.arrived_size);
+        let at_once = std::mem::take(&mut self.topologies.is_awaited) || size > CONFIRMED_SIZE_MAX;
         changes.into_iter().for_each(|change| self.record(change));
         for Arrived { from, filter } in std::mem::take(&mut self.topologies.arrived) {
-            self.confirm_entries(from, filter, effects);
+            self.confirm_entries(from, filter, at_once, effects);
         }
     }
 

@@ -60,6 +60,7 @@ impl Shard {
                 calls_open: 0,
                 culprit: None,
                 figures: Figures::new(plan),
+                tells_time: plan.timed_stages().contains(&true),
             });
         }
         self.topologies.needs_wiring = true;
