@@ -315,7 +315,7 @@ impl State {
         entries.map(|(key, slot)| (&key[..], &slot.value[..]))
     }
 
-    /// How many changed keys wait to be taken.
+    /// How many changes wait to be taken: a key that went and came is several.
     pub fn changed_count(&self) -> usize {
         self.changes.count()
     }

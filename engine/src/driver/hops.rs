@@ -140,3 +140,24 @@ fn records_of_times_beyond_all_times_go_to_the_dead_letters_and_time_goes_on_wit
     assert_eq!(dead, times[1..5]);
     assert_eq!(driver.paused(), []);
 }
+
+#[test]
+fn event_time_goes_on_over_shards_beside_a_topology_that_has_none() {
+    let counts = Topology::new("counts");
+    let words = counts.source("in", Utf8).key_by("word", Utf8, Utf8, String::clone);
+    words.count("count").map(|_, count| count.to_string()).sink("out", Utf8);
+    let windows = Topology::new("windows");
+    let words = windows.source("in", Utf8).key_by("word", Utf8, Utf8, String::clone);
+    let window = words.window(Windows::tumbling(Duration::from_millis(10)));
+    window.count("count").map(|_, it| it.value.to_string()).sink("windows", Utf8);
+    let mut driver = TestDriver::new(2, vec![counts, windows]).expect("good");
+    for (topic, count) in [("in", 1), ("out", 2), ("windows", 2)] {
+        driver.create_topic(topic, count);
+    }
+    let word = |number: usize| format!("v{number}");
+    let records = (0..16).map(|number| TestRecord::new("k", &word(number), number as i64 / 8));
+    put(&mut driver, "in", &records.collect::<Vec<_>>());
+    put(&mut driver, "in", &[TestRecord::new("k", "last", 25)]);
+    assert_eq!(texts(&mut driver, "out").len(), 17);
+    assert_eq!(texts(&mut driver, "windows").len(), 16, "no time has passed on the clock");
+}

@@ -168,9 +168,10 @@ enum Stop {
     Draining {
         until_ms: u64,
     },
-    /// Nothing is open here, or it cannot be finished; other shards may still ask.
+    /// Nothing is open here, or it cannot be finished; other shards may still ask. At this time it
+    /// ends as it is.
     Drained {
-        is_overdue: bool,
+        end_ms: u64,
     },
 }
 
@@ -572,34 +573,35 @@ impl Worker {
             return false;
         }
         let now_ms = self.hub.shared.clock.monotonic_ms();
+        let is_quiet = self.shard.is_quiet() && self.hub.shared.inbox.is_empty();
         match self.stop {
             Stop::No => {
                 self.hub.shared.inbox.push_back(Input::Stop);
                 self.hub.end_connections();
                 self.stop = Stop::Draining { until_ms: now_ms + DRAIN_MS_MAX };
+                false
             }
             Stop::Draining { until_ms } => {
                 if now_ms >= until_ms {
                     self.hub.close_connections();
                 }
-                let is_overdue = now_ms >= until_ms + DRAIN_MS_MAX;
-                if is_overdue || self.hub.connection_count() == 0 && self.shard.is_quiet() {
-                    self.stop = Stop::Drained { is_overdue };
+                let end_ms = until_ms + DRAIN_MS_MAX;
+                if now_ms >= end_ms || self.hub.connection_count() == 0 && is_quiet {
+                    self.stop = Stop::Drained { end_ms };
                     self.phase.drained.fetch_add(1, Ordering::AcqRel);
                     for doorbell in self.hub.shared.port.doorbells().iter() {
                         doorbell.ring();
                     }
                 }
+                false
             }
-            Stop::Drained { .. } => {}
+            Stop::Drained { end_ms } => {
+                let is_all = self.phase.drained.load(Ordering::Acquire) == self.shard_count;
+                // What the others said before they were drained is there, if not in the inbox.
+                let has_heard = self.hub.shared.port.is_empty();
+                is_all && (is_quiet && has_heard || now_ms >= end_ms)
+            }
         }
-        let Stop::Drained { is_overdue } = self.stop else { return false };
-        let shared = &mut self.hub.shared;
-        // What the others said before they were drained is there, if not yet in the inbox.
-        let is_all = self.phase.drained.load(Ordering::Acquire) == self.shard_count;
-        let has_heard = shared.port.is_empty() && shared.inbox.is_empty();
-        let is_finished = self.shard.is_quiet() && has_heard;
-        is_all && (is_finished || is_overdue)
     }
 
     /// Waits for something to do. The order (say that we sleep, look once more, sleep) is the

@@ -215,7 +215,7 @@ impl Shard {
     ) {
         let mut changes = Vec::new();
         let new = self.outbox.take(from, first, entries, &mut changes);
-        let mut has_arrivals = false;
+        let (mut has_arrivals, mut has_changes) = (false, false);
         for (sequence, entry) in new {
             if entry.starts_with(&ENTRY_MARK) {
                 self.take_topology_entry(from, sequence, &entry);
@@ -226,14 +226,15 @@ impl Shard {
                 panic!("an outbox entry of shard {} cannot be read", from.0);
             };
             self.apply_catalog(changes, effects);
+            has_changes = true;
         }
         // The filter comes last: if all this takes two frames, the first one alone must not say
         // that everything was taken. To apply an entry of the catalog again changes nothing; one for
         // a topology may be taken in this step, or is recorded at its end.
         if has_arrivals || self.topologies.has_arrived(from) {
-            self.on_arrived(from, changes);
+            // A client waits for the answer to a change.
+            self.on_arrived(from, changes, has_changes);
         } else {
-            // Somebody waits for the answer to a change of the catalog.
             self.confirm_entries(from, changes, true, effects);
         }
     }

@@ -215,7 +215,7 @@ pub struct Gauges {
     pub state_size: u64,
     /// Entries of keyed state.
     pub state_count: u64,
-    /// Keys of it that changed and no settle round has taken yet.
+    /// Changes of it that no settle round has taken yet: a key that went and came is several.
     pub changed_count: u64,
     /// The disk was full at the last try.
     pub is_disk_full: bool,
@@ -463,10 +463,11 @@ impl Shard {
         }
     }
 
-    /// The same for changes that nobody waits for: they go with others, and alone only after a while.
+    /// The same for changes that nobody waits for, and nothing that leaves depends on: they go with
+    /// others, and alone only after a while.
     fn record_unhurried(&mut self, now: Now, changes: Vec<Change>) {
         let until_ms = match self.unhurried {
-            Some(unhurried) if unhurried.size == self.wal.filling_size() => unhurried.until_ms,
+            Some(unhurried) if self.is_unhurried() => unhurried.until_ms,
             _ if self.wal.is_filling_empty() => now.monotonic_ms + UNHURRIED_MS,
             _ => 0,
         };
@@ -476,14 +477,17 @@ impl Shard {
         self.unhurried = (until_ms > 0 && is_alone).then_some(Unhurried { size, until_ms });
     }
 
+    /// Whether the filling frame has such changes and nothing else.
+    fn is_unhurried(&self) -> bool {
+        let size = self.wal.filling_size();
+        self.deferred.is_empty() && self.unhurried.is_some_and(|unhurried| unhurried.size == size)
+    }
+
     /// Whether the filling frame can wait for more.
     fn may_frame_wait(&self, now: Now) -> bool {
-        let Some(Unhurried { size, until_ms }) = self.unhurried else { return false };
-        let filling = self.wal.filling();
-        let is_waited_for = self.settle_waits_for(filling)
-            || self.barrier.back().is_some_and(|(waits_for, _)| *waits_for == filling);
-        let is_alone = size == self.wal.filling_size() && self.deferred.is_empty();
-        is_alone && !is_waited_for && !self.is_stopping && now.monotonic_ms < until_ms
+        let is_early = self.unhurried.is_some_and(|it| now.monotonic_ms < it.until_ms);
+        let is_waited_for = self.settle_waits_for(self.wal.filling());
+        is_early && self.is_unhurried() && !is_waited_for && !self.is_stopping
     }
 
     fn record_now(&mut self, change: Change) {
@@ -504,7 +508,8 @@ impl Shard {
     }
 
     fn hold_now(&mut self, outgoing: Outgoing, effects: &mut Vec<Effect>) {
-        match self.newest_frame() {
+        let newest = if self.is_unhurried() { self.wal.in_flight() } else { self.newest_frame() };
+        match newest {
             Some(_) if mutation::is_on(Mutation::AnswerBeforeDurable) => {
                 self.release(outgoing, effects);
             }

@@ -75,8 +75,6 @@ pub(super) struct Hosted {
     culprit: Option<String>,
     /// Before it was wired.
     figures: Figures,
-    /// Its shards tell each other of event time, each as soon as all that it sent before has arrived.
-    tells_time: bool,
 }
 
 /// Why a topology does not run.
@@ -212,6 +210,8 @@ pub(super) struct Topologies {
     arrived_size: usize,
     /// Senders of some of these wait for word of them.
     is_awaited: bool,
+    /// Shards tell each other of event time, each as soon as all that it sent before has arrived.
+    tells_time: bool,
     /// Entries for which the log had no room.
     held: VecDeque<arrivals::Held>,
     /// Topics have come or gone since topologies were wired.

@@ -525,8 +525,7 @@ impl Task {
         goes_on: &mut dyn FnMut() -> bool,
     ) -> Fired {
         let count_before = self.figures.counts.timers;
-        let plan = self.plan.clone();
-        for index in 0..plan.operators().count() {
+        for index in 0..self.first_timers.len() {
             let seen_ms = &mut self.circumstances.watermarks_ms[index];
             let due_ms = self.calls.held_ms(index, self.times.due_ms(index)).max(*seen_ms);
             // From the first of its timers on the operator sees the new time, also if the others have to
@@ -542,7 +541,7 @@ impl Task {
             self.times.set_operator(index, due_ms);
         }
         let clock_ms = self.circumstances.now_ms;
-        let has_fired = (0..plan.operators().count()).all(|index| {
+        let has_fired = (0..self.first_timers.len()).all(|index| {
             let due = (index, TimeDomain::Processing, clock_ms);
             self.fire_of(state, due, room, goes_on)
         });
@@ -624,7 +623,7 @@ impl Task {
     }
 
     fn first_timer(&self, state: &State, index: usize, domain: TimeDomain) -> Option<Timer> {
-        let (operator, _) = self.plan.operators().nth(index)?;
+        let operator = self.plan.operator_id(index);
         let prefix = Timer::prefix(self.plan.id(), domain, operator);
         let (key, _) = state.range(&prefix).next()?;
         Timer::decode(key)

@@ -326,7 +326,7 @@ impl Shard {
                 panic!("{why}: of shard {}", from.0);
             }
             self.topologies.arrived_size += bytes.len() + 2 * ENTRY_OVERHEAD_MAX;
-            self.topologies.is_awaited |= hosted.tells_time;
+            self.topologies.is_awaited |= self.topologies.tells_time;
         } else {
             // Of a topology that this program does not have: it may come back.
             let key = stored::arrival_key(entry.topology, from.0, sequence);
@@ -334,8 +334,14 @@ impl Shard {
         }
     }
 
-    /// Entries came whose filter is to be recorded after them.
-    pub(in crate::shard) fn on_arrived(&mut self, from: ShardId, filter: Vec<Change>) {
+    /// Entries came whose filter is to be recorded after them; their sender may wait for word of that.
+    pub(in crate::shard) fn on_arrived(
+        &mut self,
+        from: ShardId,
+        filter: Vec<Change>,
+        is_awaited: bool,
+    ) {
+        self.topologies.is_awaited |= is_awaited;
         self.topologies.arrived.push(Arrived { from, filter });
     }
 

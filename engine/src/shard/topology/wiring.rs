@@ -60,8 +60,8 @@ impl Shard {
                 calls_open: 0,
                 culprit: None,
                 figures: Figures::new(plan),
-                tells_time: plan.timed_stages().contains(&true),
             });
+            self.topologies.tells_time |= plan.timed_stages().contains(&true);
         }
         self.topologies.needs_wiring = true;
         Ok(())
