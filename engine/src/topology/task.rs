@@ -564,8 +564,9 @@ impl Task {
         if known.is_known(state) && known.time_ms.is_none_or(|time_ms| time_ms > due_ms) {
             return true;
         }
+        let prefix = self.timer_prefix(index, domain);
         loop {
-            let next = self.first_timer(state, index, domain);
+            let next = first_timer(state, &prefix);
             let first = FirstTimer {
                 time_ms: next.as_ref().map(|timer| timer.time_ms),
                 version: Some(state.timers_version()),
@@ -617,16 +618,13 @@ impl Task {
             if known.is_known(state) {
                 return known.time_ms;
             }
-            self.first_timer(state, index, domain).map(|timer| timer.time_ms)
+            first_timer(state, &self.timer_prefix(index, domain)).map(|timer| timer.time_ms)
         };
         self.first_timers.iter().enumerate().filter_map(first).min()
     }
 
-    fn first_timer(&self, state: &State, index: usize, domain: TimeDomain) -> Option<Timer> {
-        let operator = self.plan.operator_id(index);
-        let prefix = Timer::prefix(self.plan.id(), domain, operator);
-        let (key, _) = state.range(&prefix).next()?;
-        Timer::decode(key)
+    fn timer_prefix(&self, index: usize, domain: TimeDomain) -> Vec<u8> {
+        Timer::prefix(self.plan.id(), domain, self.plan.operator_id(index))
     }
 
     fn take(&mut self, state: &mut State, wanted: Wanted, room: usize) -> Taken {
@@ -683,4 +681,10 @@ impl Task {
         }
         Taken::Done
     }
+}
+
+/// The first timer whose key begins like that.
+fn first_timer(state: &State, prefix: &[u8]) -> Option<Timer> {
+    let (key, _) = state.range(prefix).next()?;
+    Timer::decode(key)
 }
