@@ -315,10 +315,10 @@ fn systems(options: &Options, installed: &Installed) -> Result<Vec<System>, Stri
         let name = TIDEMILL.to_owned();
         systems.push(System::Tidemill { name, binary: options.server.clone() });
     }
-    for peer in options.peers.as_deref().unwrap_or(Peer::value_variants()) {
+    let peers = options.peers.as_deref().unwrap_or(Peer::value_variants());
+    for peer in peers.iter().filter(|_| !options.no_peers) {
         match installed.check(*peer) {
-            Ok(()) if !options.no_peers => systems.push(System::Peer(*peer)),
-            Ok(()) => {}
+            Ok(()) => systems.push(System::Peer(*peer)),
             Err(why) if options.peers.is_some() => return Err(why),
             Err(why) => eprintln!("SKIPPED: {}: {why}", peer.name()),
         }

@@ -8,12 +8,16 @@
 
 mod answerer;
 mod file;
+mod pauses;
+mod twice;
 
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 pub use self::answerer::Answerer;
 pub use self::file::{BLOCK_SIZE, LimitFile, SyncMethod};
+pub use self::pauses::pauses;
+pub use self::twice::written_twice;
 
 use crate::load::{new_histogram, to_latency};
 use crate::run::Latency;
@@ -92,6 +96,10 @@ mod tests {
         let bandwidth = sequential_bandwidth(directory.path(), 16 << 20, moment, || Ok(()));
         let bandwidth = bandwidth.expect("measured");
         assert!(bandwidth > 0.0);
+        for method in [SyncMethod::Dsync, SyncMethod::Fdatasync] {
+            let twice = written_twice(directory.path(), 2, method, 8 << 20, moment, || Ok(()));
+            assert!(twice.expect("measured") > 0.0, "{method:?}");
+        }
         let left = std::fs::read_dir(directory.path()).expect("readable").count();
         assert_eq!(left, 0, "the files are gone");
     }

@@ -20,6 +20,9 @@ pub const DRAIN: Duration = Duration::from_secs(30);
 /// Requests that may wait for answers when a rate is asked for: more than any server lives with.
 pub const IN_FLIGHT_MAX: u64 = 1_000_000;
 
+/// Time that the processors' pauses are watched for.
+const PAUSES_TIME: Duration = Duration::from_secs(2);
+
 /// A device rests when it wrote next to nothing in some windows, one after the other.
 const REST_WINDOW: Duration = Duration::from_millis(100);
 const REST_WINDOWS: u32 = 3;
@@ -127,6 +130,14 @@ impl Target {
             }
         }
         Ok(false)
+    }
+
+    /// Waits until the device has nothing to do, and says so if it always has.
+    pub fn rest(&self) -> Result<(), String> {
+        if !self.wait_for_rest()? {
+            eprintln!("the device does not come to rest: somebody else uses it");
+        }
+        Ok(())
     }
 
     /// A run without results.
@@ -335,9 +346,8 @@ pub fn limits(
     method: limit::SyncMethod,
 ) -> Result<Limit, String> {
     let directory = target.directory();
-    if !target.wait_for_rest()? {
-        eprintln!("the device does not come to rest: somebody else uses it");
-    }
+    target.rest()?;
+    let pauses = limit::pauses(PAUSES_TIME.min(plan.duration));
     let depth_one = Duration::from_secs(1).min(plan.duration);
     let durable_write = limit::durable_writes(directory, method, depth_one)?;
     let file = LimitFile::create(directory, limit::FILE_SIZE, method)?;
@@ -349,6 +359,8 @@ pub fn limits(
         echo: Some(echo),
         durable_write: Some(durable_write),
         sequential_bytes_per_second: None,
+        written_twice_bytes_per_second: None,
+        pauses: Some(pauses),
         acknowledgement_cpu_seconds: cpu,
     })
 }

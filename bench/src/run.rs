@@ -229,8 +229,26 @@ pub struct Limit {
     pub durable_write: Option<Latency>,
     /// Bytes a second in large sequential writes.
     pub sequential_bytes_per_second: Option<f64>,
+    /// Bytes a second that are written to a log, durably, and then to another file: by as many threads
+    /// of each kind as there are shards, and nothing else.
+    pub written_twice_bytes_per_second: Option<f64>,
+    /// How processors stood still, right before the other limits.
+    pub pauses: Option<Pauses>,
     /// Processor seconds of the thread that answered for `acknowledgement`.
     pub acknowledgement_cpu_seconds: Option<f64>,
+}
+
+/// Times in which a processor did not run a thread that only looks at the clock, of half a millisecond or
+/// more: the mean of all processors. Other programs are in it, and what a machine takes from those who
+/// use all of it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct Pauses {
+    /// Pauses of one processor in a second.
+    pub per_second: f64,
+    /// Of the time of one processor.
+    pub share: f64,
+    /// The longest of all.
+    pub longest_us: f64,
 }
 
 /// A result divided by the limit of the same round.
@@ -244,6 +262,8 @@ pub struct Ratio {
     pub p999: Option<f64>,
     /// Of bytes written to the device a second to its sequential bandwidth.
     pub bandwidth: Option<f64>,
+    /// Of bytes written to the device a second to twice those that can be written twice.
+    pub written_twice: Option<f64>,
 }
 
 impl Run {
@@ -289,11 +309,13 @@ impl Run {
                     .to_owned(),
             );
         }
-        let bandwidth = limit.as_ref().and_then(|limit| limit.sequential_bytes_per_second);
-        let written = self.result.cost.device_written_bytes.zip(bandwidth);
-        if let Some(ratio) = &mut self.ratio_to_limit {
-            let seconds = self.result.seconds;
-            ratio.bandwidth = written.map(|(written, limit)| written as f64 / seconds / limit);
+        if let (Some(ratio), Some(limit)) = (&mut self.ratio_to_limit, &limit) {
+            let per_second = |bytes: u64| bytes as f64 / self.result.seconds;
+            let written = self.result.cost.device_written_bytes;
+            let bandwidth = written.zip(limit.sequential_bytes_per_second);
+            ratio.bandwidth = bandwidth.map(|(written, limit)| per_second(written) / limit);
+            let twice = written.zip(limit.written_twice_bytes_per_second);
+            ratio.written_twice = twice.map(|(written, limit)| per_second(written) / (2.0 * limit));
         }
         self.limit = limit;
     }
@@ -311,6 +333,7 @@ impl Ratio {
             p99: ratio(|of| of.p99),
             p999: ratio(|of| of.p999),
             bandwidth: None,
+            written_twice: None,
         }
     }
 }

@@ -33,6 +33,14 @@ pub fn tell(run: &Run) {
                 show(name, &latency.percentiles);
             }
         }
+        if let Some(pauses) = &limit.pauses {
+            eprintln!(
+                "  a processor stood still {:.1} times a second, {:.2} % of the time, at most {:.0} us",
+                pauses.per_second,
+                100.0 * pauses.share,
+                pauses.longest_us
+            );
+        }
     }
     if let Some(ratio) = &run.ratio_to_limit {
         let shown = |of: Option<f64>| of.map_or("-".to_owned(), |of| format!("{of:.2}"));
@@ -42,6 +50,13 @@ pub fn tell(run: &Run) {
             shown(ratio.p99),
             shown(ratio.p999)
         );
+        if ratio.bandwidth.or(ratio.written_twice).is_some() {
+            eprintln!(
+                "  of the device's sequential bandwidth {}, of what it can write twice {}",
+                shown(ratio.bandwidth),
+                shown(ratio.written_twice)
+            );
+        }
     }
     for note in &run.notes {
         eprintln!("  {note}");

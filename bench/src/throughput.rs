@@ -13,7 +13,7 @@ use crate::options::{LoadOptions, OutputOptions, ServerOptions, parse_seconds};
 use crate::rounds;
 use crate::run::{Limit, Run};
 
-/// Time that the sequential bandwidth is measured for.
+/// Time that a bandwidth is measured for.
 const BANDWIDTH_TIME: Duration = Duration::from_secs(10);
 
 /// Bytes that it is measured over: as many as the logs of two shards and the extents beside them
@@ -122,13 +122,21 @@ impl rounds::Subject for Subject<'_> {
         let plan = self.plan(rate);
         let sync = self.options.server.sync;
         let mut limit = measure::limits(&plan, self.produce, self.target, sync)?;
-        let rest = || self.target.wait_for_rest().map(drop);
-        let directory = self.target.directory();
-        match limit::sequential_bandwidth(directory, BANDWIDTH_SIZE, BANDWIDTH_TIME, rest) {
-            Ok(bandwidth) => limit.sequential_bytes_per_second = Some(bandwidth),
-            // It takes room of its own. What was measured stays.
-            Err(why) => eprintln!("SKIPPED: sequential bandwidth: {why}"),
+        let rest = || self.target.rest();
+        let (directory, server) = (self.target.directory(), &self.options.server);
+        let (size, time) = (BANDWIDTH_SIZE, BANDWIDTH_TIME);
+        let once = limit::sequential_bandwidth(directory, size, time, rest);
+        limit.sequential_bytes_per_second = measured("sequential bandwidth", once);
+        // How many shards a node has that runs already is not known.
+        if server.address.is_none() {
+            let twice = limit::written_twice(directory, server.shards, sync, size, time, rest);
+            limit.written_twice_bytes_per_second = measured("what can be written twice", twice);
         }
         Ok(Some(limit))
     }
+}
+
+/// It takes room of its own; without it, what else was measured stays.
+fn measured(what: &str, result: Result<f64, String>) -> Option<f64> {
+    result.inspect_err(|why| eprintln!("SKIPPED: {what}: {why}")).ok()
 }

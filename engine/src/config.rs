@@ -125,11 +125,13 @@ settings! {
     section "Settling" {
         /// Fastest that one shard moves its log into extents while the log is less than half full.
         ///
-        /// Slow enough to leave the drive to the log. Past half the log there is no limit.
+        /// Slow enough to leave the drive to the log. Up to three quarters four times that, and no
+        /// limit above.
         settle_rate: Option<Rate> = "64MiB/s", "1MiB/s" to "1TiB/s";
         /// Settling syncs each time it has written this much.
         ///
         /// A flush of the log also drains what the drive has cached for settling: little, this way.
+        /// Snapshots and merges do so too. Left out while more than three quarters of the log are used.
         settle_sync_size: Size = "4MiB", "64KiB" to "1GiB";
         /// Delta files of one shard may grow to this, or to the size of its state if that is more,
         /// before a new snapshot is written.

@@ -25,7 +25,7 @@ use tidemill_wal::extent::{ExtentSpec, RunData, plan_extent};
 use tidemill_wal::format::{FileName, SegmentId, ShardEpoch, ShardId};
 use tidemill_wal::limits::{SEGMENT_COUNT_MAX_DEFAULT, SEGMENT_SIZE_DEFAULT};
 use tidemill_wal::manifest::{Manifest, SNAPSHOT_COUNT_MAX, plan_manifest};
-use tidemill_wal::plan::SYNC_SIZE_DEFAULT;
+use tidemill_wal::plan::DRAIN_SIZE_DEFAULT;
 use tidemill_wal::recovery::{self, ScanEnd};
 use tidemill_wal::snapshot::SnapshotWriter;
 use tidemill_wal::store::RUN_OWN_SIZE;
@@ -285,13 +285,13 @@ fn write(directory: &mut Directory, shard: ShardId, rebuilt: Rebuilt) -> Result<
     let mut named = extents;
     for runs in groups(runs) {
         let spec = ExtentSpec { id: extent_id, generation, level: 0, shard, runs };
-        let (extent, ops) = plan_extent(spec, SYNC_SIZE_DEFAULT);
+        let (extent, ops) = plan_extent(spec, DRAIN_SIZE_DEFAULT);
         extent_id += 1;
         perform_all(directory, ops)?;
         named.push(extent.into());
     }
     // A state as of `last`: a number that no frame has, so that no name is used twice.
-    let (mut writer, ops) = SnapshotWriter::begin(shard, last.next(), SYNC_SIZE_DEFAULT);
+    let (mut writer, ops) = SnapshotWriter::begin(shard, last.next(), DRAIN_SIZE_DEFAULT);
     perform_all(directory, ops)?;
     let mut cursor: Option<Vec<u8>> = None;
     loop {

@@ -178,6 +178,7 @@ impl Storage for CrashDisk {
                 let inode = &mut self.inodes[self.names[file]];
                 inode.synced = inode.now.clone();
             }
+            DiskOp::Drain { file } => assert!(self.names.contains_key(file), "the file is there"),
             DiskOp::Rename { from, to } => {
                 let inode = self.names.remove(from).expect("the file is there");
                 self.names.insert(to.clone(), inode);

@@ -86,7 +86,7 @@ pub struct DeltaSpec {
 pub fn plan_delta(
     spec: &DeltaSpec,
     changes: &[StateChange],
-    sync_size: usize,
+    drain_size: usize,
 ) -> (DeltaRef, Vec<DiskOp>) {
     assert!(spec.through <= spec.valid_at);
     assert!(spec.after <= spec.valid_at);
@@ -112,7 +112,7 @@ pub fn plan_delta(
     let (checksum, rest) = writer.finish(spec.valid_at);
     pieces.extend(rest);
     let file = name(spec.through, spec.number);
-    let (size, ops) = plan::whole_file(&file, pieces, sync_size);
+    let (size, ops) = plan::whole_file(&file, pieces, drain_size);
     let delta = DeltaRef {
         after: spec.after,
         through: spec.through,

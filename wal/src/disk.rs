@@ -64,6 +64,12 @@ pub enum DiskOp {
         /// The file.
         file: FileName,
     },
+    /// What was written to the file leaves the drive's cache now, so that the next flush for a frame
+    /// finds little there. Nothing is durable by it: an executor in a hurry leaves it out.
+    Drain {
+        /// The file.
+        file: FileName,
+    },
     /// Renames within one directory, replacing the target.
     Rename {
         /// The old name.

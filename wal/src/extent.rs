@@ -215,7 +215,7 @@ pub fn shared_name(id: u64, generation: u32) -> FileName {
 
 /// Plans the file. The batches' bytes are not copied. The rename at the end is durable after a
 /// sync of the directory, which the caller adds once for many files.
-pub fn plan_extent(mut spec: ExtentSpec, sync_size: usize) -> (ExtentRef, Vec<DiskOp>) {
+pub fn plan_extent(mut spec: ExtentSpec, drain_size: usize) -> (ExtentRef, Vec<DiskOp>) {
     assert!(!spec.runs.is_empty());
     spec.runs.sort_by_key(|run| (run.partition, run.base()));
     let mut layout = Layout::default();
@@ -235,7 +235,7 @@ pub fn plan_extent(mut spec: ExtentSpec, sync_size: usize) -> (ExtentRef, Vec<Di
     };
     let batches = spec.runs.into_iter().flat_map(|run| run.batches).map(|batch| batch.bytes);
     let pieces = std::iter::once(header).chain(batches).chain(std::iter::once(tail));
-    let (size, ops) = plan::whole_file(&file, pieces, sync_size);
+    let (size, ops) = plan::whole_file(&file, pieces, drain_size);
     let extent = ExtentRef {
         id: spec.id,
         generation: spec.generation,

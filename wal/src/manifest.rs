@@ -184,7 +184,7 @@ pub fn version_of(file: &FileName) -> Option<u64> {
 /// Plans the file of a manifest; the last operation makes it the one that counts.
 pub fn plan_manifest(manifest: &Manifest) -> Vec<DiskOp> {
     let file = manifest_name(manifest.version);
-    let (_, mut ops) = plan::whole_file(&file, [manifest.encode()], plan::SYNC_SIZE_DEFAULT);
+    let (_, mut ops) = plan::whole_file(&file, [manifest.encode()], plan::DRAIN_SIZE_DEFAULT);
     if !mutation::is_on(Mutation::SkipManifestSync) {
         ops.push(DiskOp::SyncDirectory { place: Place::Data });
     }

@@ -1,5 +1,5 @@
-//! Plans a new immutable file: written under a temporary name, synced as it grows, renamed when
-//! it is whole. So a name without [`TEMPORARY`] in front always means a file that was finished.
+//! Plans a new immutable file: written under a temporary name, drained as it grows, synced and renamed
+//! when it is whole. So a name without [`TEMPORARY`] in front always means a file that was finished.
 
 use bytes::Bytes;
 
@@ -15,9 +15,9 @@ pub const TEMPORARY: &str = "tmp-";
 /// WAL never waits long behind one.
 pub const WRITE_SIZE: usize = 1 << 20;
 
-/// Bytes between two syncs of a file that grows, so that a flush of the WAL never has more than
-/// this to drain.
-pub const SYNC_SIZE_DEFAULT: usize = 4 << 20;
+/// Bytes after which a file that grows leaves the drive's cache, so that a flush of the WAL has no more
+/// than this to drain.
+pub const DRAIN_SIZE_DEFAULT: usize = 4 << 20;
 
 const _: () = assert!(WRITE_SIZE.is_multiple_of(BLOCK_SIZE));
 
@@ -30,10 +30,10 @@ pub fn temporary(file: &FileName) -> FileName {
 #[derive(Debug)]
 pub(crate) struct FilePlan {
     file: FileName,
-    sync_size: usize,
+    drain_size: usize,
     /// Bytes in write operations so far.
     written: u64,
-    unsynced: usize,
+    undrained: usize,
     pending: Vec<Bytes>,
     pending_size: usize,
     ops: Vec<DiskOp>,
@@ -41,10 +41,18 @@ pub(crate) struct FilePlan {
 
 impl FilePlan {
     /// Begins `file`, which is a temporary name.
-    pub(crate) fn new(file: FileName, sync_size: usize) -> Self {
+    pub(crate) fn new(file: FileName, drain_size: usize) -> Self {
         assert!(file.0.starts_with(TEMPORARY));
         let ops = vec![DiskOp::Create { file: file.clone() }];
-        Self { file, sync_size, written: 0, unsynced: 0, pending: Vec::new(), pending_size: 0, ops }
+        Self {
+            file,
+            drain_size,
+            written: 0,
+            undrained: 0,
+            pending: Vec::new(),
+            pending_size: 0,
+            ops,
+        }
     }
 
     /// Appends bytes without copying them.
@@ -70,7 +78,9 @@ impl FilePlan {
     /// operations not yet taken. The rename is durable after a sync of the directory.
     pub(crate) fn finish(mut self, file: &FileName) -> (u64, Vec<DiskOp>) {
         self.write_pending();
-        if self.unsynced > 0 && !mutation::is_on(Mutation::SkipFileSync) {
+        // The sync does it.
+        self.ops.pop_if(|op| matches!(op, DiskOp::Drain { .. }));
+        if self.written > 0 && !mutation::is_on(Mutation::SkipFileSync) {
             self.ops.push(DiskOp::Sync { file: self.file.clone() });
         }
         self.ops.push(DiskOp::Rename { from: self.file, to: file.clone() });
@@ -88,11 +98,11 @@ impl FilePlan {
             pieces: std::mem::take(&mut self.pending),
         });
         self.written += size as u64;
-        self.unsynced += size;
+        self.undrained += size;
         self.pending_size = 0;
-        if self.unsynced >= self.sync_size {
-            self.ops.push(DiskOp::Sync { file: self.file.clone() });
-            self.unsynced = 0;
+        if self.undrained >= self.drain_size {
+            self.ops.push(DiskOp::Drain { file: self.file.clone() });
+            self.undrained = 0;
         }
     }
 }
@@ -101,9 +111,9 @@ impl FilePlan {
 pub(crate) fn whole_file(
     file: &FileName,
     pieces: impl IntoIterator<Item = Bytes>,
-    sync_size: usize,
+    drain_size: usize,
 ) -> (u64, Vec<DiskOp>) {
-    let mut plan = FilePlan::new(temporary(file), sync_size);
+    let mut plan = FilePlan::new(temporary(file), drain_size);
     for piece in pieces {
         plan.push(piece);
     }
@@ -117,7 +127,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn large_pieces_are_cut_to_aligned_writes_and_synced_on_the_way() {
+    fn large_pieces_are_cut_to_aligned_writes_and_drained_on_the_way() {
         let (size, ops) = whole_file(
             &FileName("x.ext".into()),
             [Bytes::from(vec![1; 10]), Bytes::from(vec![2; 3 << 20])],
@@ -140,11 +150,30 @@ mod tests {
             Create { file: ("tmp-x.ext") }
             write 0 [10, 1048566]
             write 1048576 [1048576]
-            Sync { file: ("tmp-x.ext") }
+            Drain { file: ("tmp-x.ext") }
             write 2097152 [1048576]
             write 3145728 [10]
             Sync { file: ("tmp-x.ext") }
             Rename { from: ("tmp-x.ext"), to: ("x.ext") }"#]]
         .assert_eq(&trace.join("\n"));
+    }
+
+    #[test]
+    fn a_file_that_ends_with_a_drain_is_synced_before_it_gets_its_name() {
+        let pieces = [Bytes::from(vec![1; 2 << 20])];
+        let (_, ops) = whole_file(&FileName("x.ext".into()), pieces, 1 << 20);
+        let kinds: Vec<_> = ops.iter().map(std::mem::discriminant).collect();
+        let file = || FileName("tmp-x.ext".into());
+        let write = || DiskOp::Write { file: file(), offset: 0, pieces: Vec::new() };
+        let rename = DiskOp::Rename { from: file(), to: FileName("x.ext".into()) };
+        let wanted = [
+            DiskOp::Create { file: file() },
+            write(),
+            DiskOp::Drain { file: file() },
+            write(),
+            DiskOp::Sync { file: file() },
+            rename,
+        ];
+        assert_eq!(kinds, wanted.iter().map(std::mem::discriminant).collect::<Vec<_>>());
     }
 }

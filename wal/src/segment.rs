@@ -135,6 +135,7 @@ mod tests {
                 }
                 DiskOp::Zero { file, offset, size } => format!("zero {file} {offset}+{size}"),
                 DiskOp::Sync { file } => format!("sync {file}"),
+                DiskOp::Drain { file } => format!("drain {file}"),
                 DiskOp::Rename { from, to } => format!("rename {from} {to}"),
                 DiskOp::Remove { file } => format!("remove {file}"),
                 DiskOp::SyncDirectory { place } => format!("sync directory {place:?}"),

@@ -50,10 +50,10 @@ pub struct SnapshotWriter {
 
 impl SnapshotWriter {
     /// Begins a snapshot before the frame `first` is filled: state as of `first - 1`, or newer.
-    pub fn begin(shard: ShardId, first: Sequence, sync_size: usize) -> (Self, Vec<DiskOp>) {
+    pub fn begin(shard: ShardId, first: Sequence, drain_size: usize) -> (Self, Vec<DiskOp>) {
         let name = FileName(format!("snapshot-{:020}{SNAPSHOT_SUFFIX}", first.0).into());
         let file = plan::temporary(&name);
-        let mut plan = FilePlan::new(file.clone(), sync_size);
+        let mut plan = FilePlan::new(file.clone(), drain_size);
         let (writer, header) = BlockWriter::new(StateHeader {
             checksum: 0.into(),
             version: STATE_FORMAT_VERSION.into(),

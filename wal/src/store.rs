@@ -158,7 +158,7 @@ pub struct Store {
     previous: Option<u64>,
     version_next: u64,
     extent_id_next: u64,
-    sync_size: usize,
+    drain_size: usize,
 }
 
 impl Store {
@@ -230,14 +230,14 @@ impl Store {
             previous: None,
             version_next: manifest.version + 1,
             extent_id_next: manifest.extent_id_next,
-            sync_size: crate::plan::SYNC_SIZE_DEFAULT,
+            drain_size: crate::plan::DRAIN_SIZE_DEFAULT,
             manifest,
         }
     }
 
-    /// Bytes between two syncs of a file that is being written.
-    pub fn set_sync_size(&mut self, sync_size: usize) {
-        self.sync_size = sync_size;
+    /// Bytes of a file that is being written between two drains.
+    pub fn set_drain_size(&mut self, drain_size: usize) {
+        self.drain_size = drain_size;
     }
 
     /// The newest durable manifest.
@@ -364,7 +364,7 @@ impl Store {
         assert!(self.snapshot.is_none(), "one snapshot at a time");
         let newest = self.manifest.snapshots.last();
         assert!(newest.is_none_or(|newest| newest.first < first), "a frame lies between snapshots");
-        let (writer, ops) = SnapshotWriter::begin(self.manifest.shard, first, self.sync_size);
+        let (writer, ops) = SnapshotWriter::begin(self.manifest.shard, first, self.drain_size);
         self.snapshot = Some(writer);
         ops
     }

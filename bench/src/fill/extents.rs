@@ -23,9 +23,6 @@ use super::{Filled, Options, Template, now_ms, random};
 /// Bytes of one settle round: what is in memory at once.
 const ROUND_SIZE: u64 = 64 << 20;
 
-/// Bytes between syncs; nothing else wants the disk.
-const SYNC_SIZE: usize = 64 << 20;
-
 /// One partition and how many batches it still gets.
 struct Rest {
     id: PartitionId,
@@ -112,7 +109,6 @@ fn fill_shard(
     let mut directory = Directory::open(&places).map_err(|error| error.to_string())?;
     let node = identity.node_bytes().expect("32 hexadecimal digits");
     let mut store = Store::new(shard, identity.shards.into(), node);
-    store.set_sync_size(SYNC_SIZE);
     let fail = |fault: DiskFault| fault.to_string();
     // The WAL follows, behind what is settled already.
     let first_segment = SegmentId(1);

@@ -112,6 +112,17 @@ impl LimitFile {
             self.write_at(&self.buffer.bytes()[..size], self.next)?;
             self.next += size as u64;
         }
+        self.make_durable()
+    }
+
+    /// Writes whole blocks at a place, durably.
+    pub fn write_durably(&self, bytes: &[u8], at: u64) -> Result<(), String> {
+        self.write_at(bytes, at)?;
+        self.make_durable()
+    }
+
+    /// What was written.
+    fn make_durable(&self) -> Result<(), String> {
         match self.method {
             SyncMethod::Fdatasync => self.sync(),
             SyncMethod::Dsync | SyncMethod::None => Ok(()),

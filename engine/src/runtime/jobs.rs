@@ -62,7 +62,7 @@ impl Jobs {
         }
     }
 
-    /// How fast data may be written beside commits, in bytes a second; zero: no limit.
+    /// How fast data may be written beside commits, as for [`Pace::set`].
     pub fn set_pace(&self, bytes_per_second: u64) {
         self.pace.set(bytes_per_second);
     }
@@ -106,7 +106,7 @@ impl Jobs {
 impl Drop for Jobs {
     fn drop(&mut self) {
         // A stop waits for what is open, which needs no pace any more.
-        self.pace.set(0);
+        self.pace.set(Pace::HURRY);
         // Without a sender each thread ends after the job at hand.
         self.queue = unbounded().0;
         for thread in self.threads.drain(..) {

@@ -18,7 +18,7 @@ mod listener;
 mod log;
 pub mod mesh;
 mod node;
-mod placement;
+pub mod placement;
 pub mod ring;
 mod serving;
 mod signals;

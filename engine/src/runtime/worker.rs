@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use socket2::Socket;
 use tidemill_wal::commit::FrameWrite;
-use tidemill_wal::disk::{DiskFault, DiskOp, SyncMethod};
+use tidemill_wal::disk::{DiskFault, DiskOp, Pace, SyncMethod};
 use tidemill_wal::format::{FileName, FrameKind};
 use tokio::sync::oneshot;
 
@@ -665,16 +665,16 @@ impl Worker {
     }
 }
 
-/// Settling keeps its rate while the WAL is at most half full, goes faster above, and as fast as
-/// it can when three quarters are used. Zero: no limit.
+/// Settling keeps its rate, if it has one, while the WAL is at most half full, goes faster above, and
+/// hurries when more than three quarters are used.
 fn pace(settle_rate: Option<u64>, gauges: &Gauges) -> u64 {
-    let Some(rate) = settle_rate else { return 0 };
+    let rate = settle_rate.unwrap_or(0);
     if gauges.wal_used * 2 <= gauges.wal_capacity {
         rate
     } else if gauges.wal_used * 4 <= gauges.wal_capacity * 3 {
         rate * 4
     } else {
-        0
+        Pace::HURRY
     }
 }
 

@@ -80,7 +80,7 @@ pub struct ShardOptions {
     pub disk_full_retry_ms: u64,
     /// Bytes a second that the scrub may read; 0: no scrub.
     pub scrub_rate: u64,
-    /// A sync every so many bytes of a background write, so that a commit never drains more.
+    /// A drain every so many bytes of a background write, so that the flush of a commit has no more to do.
     pub settle_sync_size: usize,
     /// Changed entries of state that are copied between two steps for a settle round.
     pub copied_at_once: usize,

@@ -149,7 +149,7 @@ impl Shard {
             now.wall_ms,
             &mut nonce,
         )?;
-        store.set_sync_size(options.settle_sync_size);
+        store.set_drain_size(options.settle_sync_size);
         if store.manifest().version == 0 {
             let first_segment = wal.oldest_segment().expect("the seal is in it");
             for op in store.create(first_segment, wal.durable(), wal.epoch()) {

@@ -504,8 +504,8 @@ impl Shard {
             return;
         }
         round.extents = None;
-        let sync_size = self.options.settle_sync_size;
-        effects.push(Effect::Plan(SettleFiles { extents, delta, sync_size }));
+        let drain_size = self.options.settle_sync_size;
+        effects.push(Effect::Plan(SettleFiles { extents, delta, drain_size }));
     }
 
     pub(super) fn on_planned(&mut self, planned: PlannedFiles) {

@@ -108,7 +108,7 @@ impl Storage for ReadOnce {
                 pieces.remove(from);
                 pieces.remove(to);
             }
-            DiskOp::Sync { .. } | DiskOp::SyncDirectory { .. } => {}
+            DiskOp::Sync { .. } | DiskOp::Drain { .. } | DiskOp::SyncDirectory { .. } => {}
         }
         self.directory.perform(op)
     }

@@ -559,7 +559,7 @@ impl Disk {
                 ("write", file.clone())
             }
             DiskOp::Zero { file, .. } => ("write", file.clone()),
-            DiskOp::Sync { file } => {
+            DiskOp::Sync { file } | DiskOp::Drain { file } => {
                 if let Some(inode) = self.inode_mut(file) {
                     inode.lose_power(&mut dice);
                 }
@@ -619,6 +619,9 @@ impl Storage for Disk {
                 if !is_skipped {
                     inode.sync();
                 }
+            }
+            DiskOp::Drain { file } => {
+                self.existing("sync", file)?;
             }
             DiskOp::Rename { from, to } => {
                 self.existing("rename", from)?;

@@ -120,10 +120,19 @@ fn a_snapshot_is_written_as_it_grows() {
     let ops = writer.add(large());
     let count = |wanted: fn(&DiskOp) -> bool| ops.iter().filter(|op| wanted(op)).count();
     assert_eq!(count(|op| matches!(op, DiskOp::Write { .. })), 3, "three MiB are full");
-    assert_eq!(count(|op| matches!(op, DiskOp::Sync { .. })), 1);
+    assert_eq!(count(|op| matches!(op, DiskOp::Drain { .. })), 1);
     assert!(
         matches!(&writer.abandon()[..], [DiskOp::Remove { file }] if file.0.starts_with("tmp-"))
     );
+}
+
+#[test]
+fn a_snapshot_whose_last_slice_was_drained_is_synced_all_the_same() {
+    let (mut writer, _) = SnapshotWriter::begin(SHARD, Sequence(5), 1);
+    let ops = writer.add(large());
+    assert!(matches!(ops[..], [.., DiskOp::Write { .. }, DiskOp::Drain { .. }]), "{ops:?}");
+    let (_, ops) = writer.finish(Sequence(9));
+    assert!(matches!(ops[..], [.., DiskOp::Sync { .. }, DiskOp::Rename { .. }]), "{ops:?}");
 }
 
 #[test]

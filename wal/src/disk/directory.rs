@@ -90,14 +90,17 @@ pub struct DirectoryLock {
 pub struct Pace(Arc<AtomicU64>);
 
 impl Pace {
+    /// As fast as they can, and nothing is done for the sake of commits any more: those wait for the
+    /// jobs.
+    pub const HURRY: u64 = u64::MAX;
+
     /// From now on.
     pub fn set(&self, bytes_per_second: u64) {
         self.0.store(bytes_per_second, Ordering::Relaxed);
     }
 
-    /// Whether commits would wait if jobs took their time.
-    pub(super) fn is_unlimited(&self) -> bool {
-        self.0.load(Ordering::Relaxed) == 0
+    pub(super) fn is_hurry(&self) -> bool {
+        self.0.load(Ordering::Relaxed) == Self::HURRY
     }
 
     fn wait_for(&self, size: usize) {
@@ -304,6 +307,14 @@ impl Directory {
         Ok(())
     }
 
+    /// Where commits wait for the jobs, or nobody commits, it would only cost time.
+    fn drain(&self, name: &FileName) -> io::Result<()> {
+        match &self.access {
+            Access::BesideCommits(pace) if !pace.is_hurry() => self.with(name, File::sync_data),
+            Access::BesideCommits(_) | Access::Alone | Access::ReadOnly => Ok(()),
+        }
+    }
+
     fn remove(&mut self, name: &FileName) -> io::Result<()> {
         self.open.get_mut().remove(name);
         let path = self.path(name);
@@ -371,6 +382,7 @@ impl Storage for Directory {
             }
             DiskOp::Zero { file, offset, size } => ("write", file, self.zero(file, *offset, *size)),
             DiskOp::Sync { file } => ("sync", file, self.with(file, File::sync_data)),
+            DiskOp::Drain { file } => ("sync", file, self.drain(file)),
             DiskOp::Rename { from, to } => ("rename", from, self.rename(from, to)),
             DiskOp::Remove { file } => ("remove", file, self.remove(file)),
             DiskOp::SyncDirectory { place } => {

@@ -98,7 +98,7 @@ impl Storage for MemoryStorage {
             DiskOp::Zero { file, offset, size } => {
                 self.write(file, *offset, &vec![0; *size as usize])?;
             }
-            DiskOp::Sync { file } => {
+            DiskOp::Sync { file } | DiskOp::Drain { file } => {
                 self.existing(file, "sync")?;
             }
             DiskOp::Rename { from, to } => {

@@ -56,7 +56,7 @@ fn cut(file: &File, mut size: u64, pace: &Pace) {
         if file.set_len(size).is_err() {
             return;
         }
-        if !pace.is_unlimited() {
+        if !pace.is_hurry() {
             pause(PAUSE);
         }
     }

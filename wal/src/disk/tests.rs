@@ -29,6 +29,7 @@ fn every_op() -> Vec<DiskOp> {
         DiskOp::Create { file: file.clone() },
         DiskOp::Write { file: file.clone(), offset: 4096, pieces },
         DiskOp::Zero { file: file.clone(), offset: 0, size: 4096 },
+        DiskOp::Drain { file: file.clone() },
         DiskOp::Sync { file: file.clone() },
         DiskOp::Rename { from: file, to: name("a") },
         DiskOp::Create { file: other.clone() },
@@ -117,6 +118,24 @@ fn a_job_ends_at_the_first_operation_that_fails() {
     let fault = background.run(&ops).unwrap_err();
     assert!(matches!(fault, DiskFault::Failed { operation: "sync", .. }), "{fault:?}");
     assert_eq!(directory.list().unwrap(), []);
+}
+
+#[test]
+fn a_file_is_drained_for_commits_and_not_while_they_wait_for_the_job() {
+    let path = tempfile::tempdir().unwrap();
+    let _directory = Directory::open(&options(path.path())).unwrap();
+    let pace = Pace::default();
+    let mut background =
+        Background::new(path.path().join("log"), path.path().join("data"), pace.clone());
+    // Whoever drains has to open it.
+    let ops = [DiskOp::Drain { file: name("missing") }];
+    pace.set(Pace::HURRY);
+    background.run(&ops).unwrap();
+    for rate in [0, 1] {
+        pace.set(rate);
+        let fault = background.run(&ops).unwrap_err();
+        assert!(matches!(fault, DiskFault::Failed { operation: "sync", .. }), "{fault:?}");
+    }
 }
 
 #[test]

@@ -70,8 +70,8 @@ pub struct SettleFiles {
     pub extents: Vec<ExtentSpec>,
     /// A delta file and its changes in any order; of two with one key the later counts.
     pub delta: Option<(DeltaSpec, Vec<StateChange>)>,
-    /// Bytes after which a file is synced while it is written.
-    pub sync_size: usize,
+    /// Bytes of a file that is being written between two drains.
+    pub drain_size: usize,
 }
 
 /// The files of a settle round, planned.
@@ -86,10 +86,10 @@ pub struct PlannedFiles {
 impl SettleFiles {
     /// Plans them.
     pub fn plan(self) -> PlannedFiles {
-        let sync_size = self.sync_size;
-        let extents = self.extents.into_iter().map(|spec| plan_extent(spec, sync_size)).collect();
+        let drain_size = self.drain_size;
+        let extents = self.extents.into_iter().map(|spec| plan_extent(spec, drain_size)).collect();
         let delta = self.delta.filter(|(_, changes)| !changes.is_empty());
-        let delta = delta.map(|(spec, changes)| plan_delta(&spec, &coalesce(changes), sync_size));
+        let delta = delta.map(|(spec, changes)| plan_delta(&spec, &coalesce(changes), drain_size));
         PlannedFiles { extents, delta }
     }
 }
@@ -134,7 +134,7 @@ impl Store {
         let extents = self.extents_for(std::mem::take(&mut round.runs));
         let changes = std::mem::take(&mut round.changes);
         let delta = Some((self.delta_for(&round), changes));
-        let files = SettleFiles { extents, delta, sync_size: self.sync_size };
+        let files = SettleFiles { extents, delta, drain_size: self.drain_size };
         self.settle_planned(round, files.plan())
     }
 
@@ -243,7 +243,7 @@ impl Store {
     ) -> Vec<DiskOp> {
         let mut files = Files::default();
         for spec in self.group(runs, generation, plan.level) {
-            files.add(plan_extent(spec, self.sync_size));
+            files.add(plan_extent(spec, self.drain_size));
         }
         let inputs: BTreeSet<u64> = plan.inputs.iter().map(|extent| extent.id).collect();
         let mut manifest = self.manifest.clone();

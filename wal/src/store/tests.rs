@@ -378,7 +378,7 @@ fn what_is_dropped_while_a_round_is_planned_or_written_is_not_found_after() {
     let round = world.round(vec![run(0, 10, TINY), run(1, 10, TINY), run(2, 0, LARGE)], &[]);
     let extents = world.store.extents_for(round.runs.clone());
     world.store.drop_partition(partition(0));
-    let planned = SettleFiles { extents, delta: None, sync_size: 1 << 20 }.plan();
+    let planned = SettleFiles { extents, delta: None, drain_size: 1 << 20 }.plan();
     let ops = world.store.settle_planned(Settle { runs: vec![], ..round }, planned);
     world.store.drop_partition(partition(1));
     world.disk.run(&ops);
