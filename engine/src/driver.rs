@@ -26,7 +26,7 @@ use crate::effect::{Effect, ExtentRead, Input, Now, ReadFault, ReadFrom};
 use crate::group::GroupLimits;
 use crate::replay::{self, Report, ShardError};
 use crate::reshard::ReshardError;
-use crate::shard::{OpenError, Shard, ShardOptions};
+use crate::shard::{OpenError, Recovered, Shard, ShardOptions, cut_ends};
 use crate::topology::{BadTopology, Plan, Topology};
 
 /// Most that one read of a topic gets at once.
@@ -157,11 +157,15 @@ impl TestDriver {
     pub fn restart(&mut self) -> Result<(), DriverError> {
         self.power_off();
         self.starts += 1;
-        for index in 0..self.places.len() {
-            let options = self.options(index as u16);
-            let place = &mut self.places[index];
-            let opened = Shard::open(&mut place.disk, options, self.now, &mut |_| {})?;
-            place.shard = Some(opened.shard);
+        let options: Vec<_> = (0..self.shard_count).map(|index| self.options(index)).collect();
+        let disks = self.places.iter_mut().map(|place| &mut place.disk).zip(options);
+        let recovered: Vec<Recovered> = disks
+            .map(|(disk, options)| Shard::recover(disk, options, &mut |_| {}))
+            .collect::<Result<_, OpenError>>()?;
+        let ends: Vec<_> = recovered.iter().map(|it| it.log_end().clone()).collect();
+        let places = self.places.iter_mut().zip(recovered).zip(cut_ends(&ends));
+        for ((place, recovered), is_cut) in places {
+            place.shard = Some(recovered.open(&mut place.disk, is_cut, self.now)?.shard);
         }
         self.is_down = false;
         for index in 0..self.places.len() {

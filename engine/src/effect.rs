@@ -224,6 +224,13 @@ pub enum MeshMessage {
         first: u64,
         /// The entries.
         entries: Vec<Bytes>,
+        /// The sender's frame that they are in, which is being written; 0: they are durable.
+        frame: Sequence,
+    },
+    /// The sender's frames up to this one are durable. Follows entries that were not.
+    FrameDurable {
+        /// The frame.
+        through: Sequence,
     },
     /// Everything up to this outbox sequence is durable at the receiver. Sent first of all at
     /// start, before the other side may send.

@@ -8,7 +8,7 @@
 use std::collections::VecDeque;
 
 use bytes::Bytes;
-use tidemill_wal::format::ShardId;
+use tidemill_wal::format::{Sequence, ShardId};
 use tidemill_wal::mutation::{self, Mutation};
 
 use crate::effect::{Change, MeshMessage};
@@ -36,6 +36,8 @@ struct Peer {
     is_open: bool,
     /// Entries up to this one went, or will go, with the answer to the peer's hello.
     answered: u64,
+    /// That answer has not gone.
+    is_answering: bool,
     /// Highest sequence taken in from this peer.
     taken: u64,
     /// Highest one of these that is durable, and highest one that the peer was told.
@@ -78,6 +80,7 @@ impl Outbox {
             size: 0,
             is_open: false,
             answered: 0,
+            is_answering: false,
             taken: 0,
             durable: 0,
             confirmed: 0,
@@ -152,14 +155,16 @@ impl Outbox {
     }
 
     /// The message that carries one entry, unless the receiver has not announced itself: then its
-    /// hello will fetch everything. To be sent when the entry's frame is durable.
-    pub fn message(&self, to: ShardId, sequence: u64) -> Option<MeshMessage> {
+    /// hello will fetch everything. To be sent when the entry's frame is handed over to be written; 0:
+    /// it is durable.
+    pub fn message(&self, to: ShardId, sequence: u64, frame: Sequence) -> Option<MeshMessage> {
         let peer = &self.peers[usize::from(to.0)];
         let first = peer.next - peer.entries.len() as u64;
         let entry = peer.entries.get(usize::try_from(sequence.checked_sub(first)?).ok()?)?;
         let is_due = (peer.is_open && sequence > peer.answered)
             || mutation::is_on(Mutation::SendBeforeHello);
-        is_due.then(|| MeshMessage::Outbox { first: sequence, entries: vec![entry.clone()] })
+        let entries = || vec![entry.clone()];
+        is_due.then(|| MeshMessage::Outbox { first: sequence, entries: entries(), frame })
     }
 
     /// The receiver has everything up to `through` durable: those entries go. Answers a hello with
@@ -188,10 +193,22 @@ impl Outbox {
             first += 1;
         }
         let resend = hello && !peer.entries.is_empty();
+        peer.is_answering |= resend;
         Ok(resend.then(|| MeshMessage::Outbox {
             first,
             entries: peer.entries.iter().cloned().collect(),
+            frame: Sequence(0),
         }))
+    }
+
+    /// Whether the answer to the receiver's hello waits for its frame: no entry may pass it.
+    pub fn is_answering(&self, to: ShardId) -> bool {
+        self.peers[usize::from(to.0)].is_answering
+    }
+
+    /// That answer went.
+    pub fn on_answered(&mut self, to: ShardId) {
+        self.peers[usize::from(to.0)].is_answering = false;
     }
 
     /// Takes entries in: the new ones among them, and what to record. A gap is our own mistake.
@@ -323,7 +340,7 @@ mod tests {
 
     fn entries(message: Option<MeshMessage>) -> (u64, Vec<Bytes>) {
         match message {
-            Some(MeshMessage::Outbox { first, entries }) => (first, entries),
+            Some(MeshMessage::Outbox { first, entries, .. }) => (first, entries),
             other => panic!("no entries: {other:?}"),
         }
     }
@@ -332,7 +349,7 @@ mod tests {
     fn a_repeated_entry_is_taken_once() {
         let (mut a, mut b) = open_pair();
         let sequence = a.push(B, Bytes::from_static(b"x"), &mut Vec::new());
-        let (first, sent) = entries(a.message(B, sequence));
+        let (first, sent) = entries(a.message(B, sequence, Sequence(0)));
         let taken = b.take(A, first, sent.clone(), &mut Vec::new());
         assert_eq!(taken, [(first, sent[0].clone())]);
         let mut changes = Vec::new();
@@ -346,7 +363,7 @@ mod tests {
         let mut changes = Vec::new();
         for entry in ["x", "y", "z"] {
             let sequence = a.push(B, Bytes::from_static(entry.as_bytes()), &mut changes);
-            assert!(a.message(B, sequence).is_none());
+            assert!(a.message(B, sequence, Sequence(0)).is_none());
         }
         let resent = a.on_confirmed(B, 1, true, &mut changes).expect("a possible filter");
         let (first, sent) = entries(resent);
@@ -361,10 +378,10 @@ mod tests {
         let new = a.push(B, Bytes::from_static(b"new"), &mut changes);
         let resent = a.on_confirmed(B, 0, true, &mut changes).expect("a possible filter");
         // Its frame becomes durable only now; the answer to the hello holds it already.
-        assert!(a.message(B, new).is_none());
+        assert!(a.message(B, new, Sequence(0)).is_none());
         assert_eq!(entries(resent).1.len(), 2);
         let next = a.push(B, Bytes::from_static(b"next"), &mut changes);
-        assert_eq!(entries(a.message(B, next)).0, next);
+        assert_eq!(entries(a.message(B, next, Sequence(0))).0, next);
     }
 
     #[test]

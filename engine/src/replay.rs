@@ -19,7 +19,7 @@ use tidemill_wal::disk::Storage;
 use tidemill_wal::format::{Entry, PartitionId, Sequence, ShardId};
 use tidemill_wal::limits::{SEGMENT_COUNT_MAX_DEFAULT, SEGMENT_SIZE_DEFAULT};
 use tidemill_wal::manifest::Manifest;
-use tidemill_wal::recovery::{self, ReplayFrame, ScanStart};
+use tidemill_wal::recovery::{self, Newest, ReplayFrame, ScanStart};
 use tidemill_wal::store::Store;
 
 use self::again::{Again, Stop};
@@ -28,7 +28,7 @@ use self::lookup::Lookup;
 use crate::catalog::{Catalog, CatalogLimits};
 use crate::command::Routes;
 use crate::effect::Change;
-use crate::shard::OpenError;
+use crate::shard::{LogEnd, OpenError, cut_ends};
 use crate::state::{Kind, State};
 use crate::topology::course::StoredCourse;
 use crate::topology::stored::{self, StoredStep};
@@ -141,19 +141,37 @@ pub fn verify(storages: &[&dyn Storage], plans: &[Arc<Plan>]) -> Result<Report, 
     let at = |shard: usize| move |source: OpenError| ShardError { shard: shard as u16, source };
     let mut report = Report::default();
     let mut lookup = Lookup::new(storages);
-    let mut bases = Vec::new();
+    let (mut bases, mut ends, mut newest) = (Vec::new(), Vec::new(), Vec::new());
     for (shard, storage) in storages.iter().enumerate() {
         let id = ShardId(shard as u16);
         let base = Base::load(*storage, id).map_err(at(shard))?;
+        let mut end = LogEnd::default();
         if let Some(base) = &base {
+            let unread = |why| at(shard)(OpenError::Contents(why));
             lookup.add_state(id, &base.state);
+            end.add_state(&base.state).map_err(unread)?;
             let start = scan_start(base.store.manifest());
-            recovery::scan(*storage, &start, &mut |frame| lookup.add_frame(id, &frame))
+            let mut add = |frame: ReplayFrame| {
+                end.add_frame(&frame)?;
+                lookup.add_frame(id, &frame)
+            };
+            let (_, found) = recovery::scan_to_newest(*storage, &start, &mut add)
                 .map_err(|error| at(shard)(error.into()))?;
+            if let Some(Newest { frame, .. }) = found {
+                end.set_newest(&frame).map_err(unread)?;
+                newest.push((shard, frame));
+            }
         }
         bases.push(base);
+        ends.push(end);
     }
-    for (shard, base) in bases.into_iter().enumerate() {
+    // What the next start cuts is no step of anybody.
+    let cuts = cut_ends(&ends);
+    for (shard, frame) in newest.iter().filter(|(shard, _)| !cuts[*shard]) {
+        let added = lookup.add_frame(ShardId(*shard as u16), frame);
+        added.map_err(|why| at(*shard)(OpenError::Contents(why)))?;
+    }
+    for ((shard, base), is_cut) in bases.into_iter().enumerate().zip(cuts) {
         let Some(base) = base else { continue };
         let (start, seen) = (scan_start(base.store.manifest()), base.seen());
         let mut walk = Walk {
@@ -168,8 +186,12 @@ pub fn verify(storages: &[&dyn Storage], plans: &[Arc<Plan>]) -> Result<Report, 
             report: &mut report,
             has_difference: false,
         };
-        recovery::scan(storages[shard], &start, &mut |frame| walk.frame(frame))
+        let mut visit = |frame| walk.frame(frame);
+        let (_, newest) = recovery::scan_to_newest(storages[shard], &start, &mut visit)
             .map_err(|error| at(shard)(error.into()))?;
+        if let Some(newest) = newest.filter(|_| !is_cut) {
+            newest.visit(&mut visit).map_err(|error| at(shard)(error.into()))?;
+        }
     }
     Ok(report)
 }

@@ -176,6 +176,7 @@ impl Catalog {
             | Kind::Outbox
             | Kind::OutboxNext
             | Kind::OutboxTaken
+            | Kind::OutboxEarly
             | Kind::TopologyArrival
             | Kind::TopologyTaken => None,
             Kind::Partition | Kind::Producer | Kind::ForgottenProducers => {

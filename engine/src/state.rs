@@ -62,6 +62,8 @@ pub enum Kind {
     TopologyCourse = 21,
     /// `topology, stage, partition` -> event times that the operators of a former shard had seen.
     TopologySeen = 22,
+    /// `sender` -> highest outbox sequence of what came before its frame was durable there.
+    OutboxEarly = 23,
 }
 
 impl Kind {
@@ -90,6 +92,7 @@ impl Kind {
             20 => Self::TopologyCalled,
             21 => Self::TopologyCourse,
             22 => Self::TopologySeen,
+            23 => Self::OutboxEarly,
             _ => return None,
         })
     }

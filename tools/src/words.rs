@@ -175,6 +175,10 @@ fn subject(names: &Names, kind: Kind, key: &[u8]) -> Result<String, String> {
             exactly(3)?;
             format!("outbox of shard {} taken through", shard_of_key(key).ok_or_else(short)?)
         }
+        Kind::OutboxEarly => {
+            exactly(3)?;
+            format!("outbox of shard {} heard through", shard_of_key(key).ok_or_else(short)?)
+        }
         Kind::OperatorState => {
             let (state, partition, rest) = state_of_key(key).ok_or_else(short)?;
             format!("state {} of key {} in partition {partition}", Id(state), Shown(Some(rest)))
@@ -256,9 +260,11 @@ fn meaning(kind: Kind, key: &[u8], value: &[u8]) -> Result<String, String> {
             )
         }
         Kind::ForgottenProducers => format!("up to {}", number(value).ok_or_else(wrong)?),
-        Kind::CatalogVersion | Kind::ProducerIdBlock | Kind::OutboxNext | Kind::OutboxTaken => {
-            number(value).ok_or_else(wrong)?.to_string()
-        }
+        Kind::CatalogVersion
+        | Kind::ProducerIdBlock
+        | Kind::OutboxNext
+        | Kind::OutboxTaken
+        | Kind::OutboxEarly => number(value).ok_or_else(wrong)?.to_string(),
         Kind::Partition => {
             let (start, end) = partition_value(value).ok_or_else(wrong)?;
             if start > end {

@@ -107,6 +107,12 @@ mutations! {
     ConfirmEntryEarly,
     /// Entries are sent to a shard that has not announced its filter.
     SendBeforeHello,
+    /// A frame counts as durable before those of other shards that it rests on.
+    CountAlone,
+    /// A frame does not say that it rests on another shard's.
+    ForgetEarly,
+    /// A start keeps frames whose senders have lost what they hold.
+    KeepEnds,
     /// A change of the catalog is answered when shard 0 alone has it.
     AnswerCatalogEarly,
     /// An older producer epoch is taken.

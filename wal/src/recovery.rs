@@ -39,6 +39,9 @@
 //!
 //! One case cannot be told apart: damage to exactly the last acknowledged frame looks torn. An
 //! idle frame or a seal behind it makes it corruption.
+//!
+//! The newest frame may be one that nobody was told of. Where it rests on what other logs hold, it can
+//! be cut like a torn one: see [`scan_to_newest`].
 
 mod reader;
 
@@ -257,6 +260,25 @@ pub enum ScanError {
     },
 }
 
+/// The newest frame, if nothing says that it was known to be durable.
+#[derive(Debug, Clone)]
+pub struct Newest {
+    /// The frame.
+    pub frame: ReplayFrame,
+    /// What the scan had found without it. Nothing else of the log is given up by a start from this.
+    pub without: ScanEnd,
+}
+
+impl Newest {
+    /// Hands the frame out after the others.
+    pub fn visit(
+        self,
+        visit: &mut dyn FnMut(ReplayFrame) -> Result<(), String>,
+    ) -> Result<(), ScanError> {
+        hand_out(self.frame, visit)
+    }
+}
+
 /// Checks the WAL from its first segment to its end, and hands out the frames that have not
 /// settled, in order. Reads only.
 pub fn scan(
@@ -264,12 +286,46 @@ pub fn scan(
     start: &ScanStart,
     visit: &mut dyn FnMut(ReplayFrame) -> Result<(), String>,
 ) -> Result<ScanEnd, ScanError> {
+    let (end, newest) = scan_to_newest(storage, start, visit)?;
+    if let Some(newest) = newest {
+        newest.visit(visit)?;
+    }
+    Ok(end)
+}
+
+/// The same, but keeps the newest frame back if it may be one that nobody was told of: no other frame
+/// and no manifest says that it was durable. Whoever asks hands it out, or starts without it.
+pub fn scan_to_newest(
+    storage: &dyn Storage,
+    start: &ScanStart,
+    visit: &mut dyn FnMut(ReplayFrame) -> Result<(), String>,
+) -> Result<(ScanEnd, Option<Newest>), ScanError> {
     assert!(start.replay_from > Sequence(0), "sequences start at 1");
     let mut scan = Scan::open(storage, start)?;
     scan.walk(visit)?;
     scan.refuse_if_frames_follow()?;
     scan.refuse_if_durable_is_missing()?;
-    Ok(scan.end())
+    let end = scan.end();
+    let Some(frame) = scan.held.take() else { return Ok((end, None)) };
+    if frame.header.sequence() <= scan.durable || !scan.cut(&frame) {
+        hand_out(frame, visit)?;
+        return Ok((end, None));
+    }
+    Ok((end, Some(Newest { frame, without: scan.end() })))
+}
+
+fn hand_out(
+    frame: ReplayFrame,
+    visit: &mut dyn FnMut(ReplayFrame) -> Result<(), String>,
+) -> Result<(), ScanError> {
+    let (segment, offset) = (frame.segment, frame.offset);
+    let sequence = frame.header.sequence();
+    visit(frame).map_err(|why| ScanError::Rejected {
+        file: segment::file_name(segment),
+        offset,
+        sequence,
+        why,
+    })
 }
 
 /// Makes a scanned WAL ready to be written: removes stale files, prepares `ready_count` segments
@@ -347,6 +403,9 @@ struct Scan<'a> {
     /// Index of the segment in which the next frame is due, and where; none before the first.
     at: Option<(usize, u64)>,
     last: Option<FrameHeader>,
+    before_last: Option<FrameHeader>,
+    /// The newest frame that is to be handed out, once there is a newer one.
+    held: Option<ReplayFrame>,
     in_use: Vec<FoundSegment>,
     epoch: ShardEpoch,
     durable: Sequence,
@@ -400,6 +459,8 @@ impl<'a> Scan<'a> {
             next_segment,
             at,
             last: None,
+            before_last: None,
+            held: None,
             in_use: Vec::new(),
             epoch: start.epoch_min,
             durable,
@@ -431,12 +492,9 @@ impl<'a> Scan<'a> {
                 if header.sequence() >= self.start.replay_from {
                     let segment = self.segments[index].id;
                     let replay = ReplayFrame { header, segment, offset, bytes: frame };
-                    visit(replay).map_err(|why| ScanError::Rejected {
-                        file: segment::file_name(segment),
-                        offset,
-                        sequence: header.sequence(),
-                        why,
-                    })?;
+                    if let Some(before) = self.held.replace(replay) {
+                        hand_out(before, visit)?;
+                    }
                 }
                 self.at = Some((index, offset + header.frame_size() as u64));
                 continue;
@@ -535,7 +593,25 @@ impl<'a> Scan<'a> {
         self.epoch = self.epoch.max(header.shard_epoch());
         self.frames += 1;
         self.bytes += header.frame_size() as u64;
-        self.last = Some(header);
+        self.before_last = self.last.replace(header);
+    }
+
+    /// Forgets the newest frame, as if it were torn. False if it is the first of the log, which
+    /// somebody was told of: segments before it went for it.
+    fn cut(&mut self, newest: &ReplayFrame) -> bool {
+        let Some(before) = self.before_last.take() else { return false };
+        let found = self.in_use.last_mut().expect("the newest frame is in it");
+        if found.first == newest.header.sequence() {
+            self.in_use.pop();
+        } else {
+            (found.last, found.end) = (before.sequence(), newest.offset);
+        }
+        let size = newest.header.frame_size() as u64;
+        self.last = Some(before);
+        self.frames -= 1;
+        self.bytes -= size;
+        self.torn = Some(Torn { segment: newest.segment, offset: newest.offset, size });
+        true
     }
 
     /// Index of a later segment whose first frame is the one that is due.
@@ -704,10 +780,10 @@ impl<'a> Scan<'a> {
         })
     }
 
-    fn end(mut self) -> ScanEnd {
+    fn end(&self) -> ScanEnd {
         let newest_in_use = self.in_use.last().map(|found| found.id);
         let spare_count_max = self.start.segment_count_max.saturating_sub(self.in_use.len());
-        let mut spare = Vec::new();
+        let (mut spare, mut stale) = (Vec::new(), self.stale.clone());
         for segment in &self.segments {
             if self.in_use.iter().any(|found| found.id == segment.id) {
                 continue;
@@ -718,7 +794,7 @@ impl<'a> Scan<'a> {
             if is_usable {
                 spare.push((segment.id, segment.header.nonce()));
             } else {
-                self.stale.push(segment::file_name(segment.id));
+                stale.push(segment::file_name(segment.id));
             }
         }
         ScanEnd {
@@ -727,9 +803,9 @@ impl<'a> Scan<'a> {
             last_checksum: self.last.map_or(0, |last| last.checksum()),
             epoch: ShardEpoch(self.epoch.0 + 1),
             torn: self.torn,
-            in_use: self.in_use,
+            in_use: self.in_use.clone(),
             spare,
-            stale: self.stale,
+            stale,
             next_segment: self.next_segment,
             frames: self.frames,
             bytes: self.bytes,

@@ -40,7 +40,7 @@ use crate::exit_code::ExitCode;
 use crate::group::GroupLimits;
 use crate::kafka::api_key::ApiKey;
 use crate::kafka::session::{Advertise as Advertised, Endpoint, NodeFacts};
-use crate::shard::{OpenError, Shard, ShardOptions};
+use crate::shard::{LogEnd, OpenError, Shard, ShardOptions, cut_ends};
 use crate::topology::Plan;
 
 /// A killed predecessor's writes end within this time, or somebody else lives.
@@ -172,11 +172,20 @@ fn open_exit_code(error: &OpenError) -> ExitCode {
 
 /// What a shard's thread tells the main thread.
 enum Event {
+    Recovered { shard: u16, end: LogEnd },
     Ready { shard: u16, took: Duration, frames: u64, bytes: u64 },
     Listening,
     Failed { shard: u16, error: Box<OpenError> },
     NoRing(io::Error),
     FailedToStart { what: &'static str, source: io::Error },
+}
+
+/// What a shard's thread waits for while all start.
+enum Told {
+    /// All have read their logs: whether this one begins without its newest frame.
+    End { is_cut: bool },
+    /// All have opened: what is new may be made.
+    Begin,
 }
 
 /// Serves until a signal asks to stop, and runs these topologies. Returns when every shard's WAL is
@@ -241,12 +250,14 @@ pub fn serve_beside(
     let ports = connect(shard_count, RING_CAPACITY);
     let doorbells = ports[0].doorbells();
     let (events, received) = mpsc::channel();
-    let mut threads = Vec::new();
+    let (mut threads, mut tells) = (Vec::new(), Vec::new());
     for (port, socket) in ports.into_iter().zip(sockets) {
-        threads.push(node.start_shard(port, socket, &cores, events.clone())?);
+        let (tell, told) = mpsc::channel();
+        threads.push(node.start_shard(port, socket, &cores, events.clone(), told)?);
+        tells.push(tell);
     }
     drop(events);
-    let replayed = wait_until_ready(&received, shard_count, &notify)?;
+    let replayed = wait_until_ready(&received, tells, &notify)?;
     node.phase.is_serving.store(true, Ordering::Release);
     ring_all(&doorbells);
     wait_until_listening(&received, shard_count);
@@ -308,6 +319,7 @@ impl Node<'_> {
         socket: Socket,
         cores: &[usize],
         events: mpsc::Sender<Event>,
+        told: mpsc::Receiver<Told>,
     ) -> Result<thread::JoinHandle<()>, ServeError> {
         let shard = port.own().0;
         let options = self.shard_options(ShardId(shard))?;
@@ -333,6 +345,7 @@ impl Node<'_> {
             port,
             socket,
             events,
+            told,
         };
         let core = cores[usize::from(shard) % cores.len()];
         let all_cores = cores.to_vec();
@@ -524,6 +537,7 @@ struct ShardStart {
     port: Port,
     socket: Socket,
     events: mpsc::Sender<Event>,
+    told: mpsc::Receiver<Told>,
 }
 
 impl ShardStart {
@@ -539,7 +553,7 @@ impl ShardStart {
             lock_wait: LOCK_WAIT,
         };
         let now = self.clock.now();
-        let opened =
+        let recovered =
             Directory::open(&directory).map_err(OpenError::from).and_then(|mut storage| {
                 let block = telemetry.shard(shard);
                 let total = segments_size(&storage);
@@ -549,21 +563,39 @@ impl ShardStart {
                     block.recovery_done.set(bytes);
                     block.recovery_estimate_ms.set(super::remaining_ms(bytes, total));
                 };
-                let opened = Shard::open(&mut storage, self.options, now, &mut progress)?;
-                block.recovery_estimate_ms.set(0);
-                // Every shard knows the same topics, but not in every crash; the first decides.
-                if shard == 0 {
-                    opened.shard.check_topics()?;
-                }
-                Ok((opened, storage.into_lock()))
+                let recovered = Shard::recover(&mut storage, self.options, &mut progress)?;
+                Ok((recovered, storage))
             });
-        let (mut opened, _lock) = match opened {
-            Ok(opened) => opened,
+        let failed = |error| {
+            let _ = self.events.send(Event::Failed { shard, error: Box::new(error) });
+        };
+        let (recovered, mut storage) = match recovered {
+            Ok(recovered) => recovered,
             Err(error) => {
-                let _ = self.events.send(Event::Failed { shard, error: Box::new(error) });
+                failed(error);
                 return Ok(());
             }
         };
+        let end = recovered.log_end().clone();
+        let _ = self.events.send(Event::Recovered { shard, end });
+        // Nothing is told where another shard does not start.
+        let Ok(Told::End { is_cut }) = self.told.recv() else { return Ok(()) };
+        let opened = recovered.open(&mut storage, is_cut, now).and_then(|opened| {
+            telemetry.shard(shard).recovery_estimate_ms.set(0);
+            // Every shard knows the same topics, but not in every crash; the first decides.
+            if shard == 0 {
+                opened.shard.check_topics()?;
+            }
+            Ok(opened)
+        });
+        let mut opened = match opened {
+            Ok(opened) => opened,
+            Err(error) => {
+                failed(error);
+                return Ok(());
+            }
+        };
+        let _lock = storage.into_lock();
         opened.shard.measure_calls(stopwatch_ns);
         if opened.shard.has_topologies() {
             match witness::open(&self.places.data) {
@@ -580,10 +612,13 @@ impl ShardStart {
             }
         }
         if let Some(torn) = &opened.torn {
+            let why = match is_cut {
+                true => "a crash took what the last frame rests on from another shard",
+                false => "a crash cut the last frame short",
+            };
             tracing::warn!(
                 shard,
-                "a crash cut the last frame short, {} bytes at {} of {}; none of it was \
-                 acknowledged",
+                "{why}, {} bytes at {} of {}; none of it was acknowledged",
                 torn.size,
                 torn.offset,
                 tidemill_wal::segment::file_name(torn.segment)
@@ -619,6 +654,7 @@ impl ShardStart {
             frames: opened.frames,
             bytes: opened.bytes,
         });
+        let Ok(Told::Begin) = self.told.recv() else { return Ok(()) };
         let events = self.events;
         worker.run(self.socket, move || _ = events.send(Event::Listening));
         Ok(())
@@ -631,15 +667,27 @@ fn segments_size(storage: &Directory) -> u64 {
     files.iter().filter(|(file, _)| file.is_wal()).map(|(_, size)| size).sum()
 }
 
+/// Leads the shards through their start; returns how much was replayed. If one does not start the
+/// others end, for nobody tells them anything any more.
 fn wait_until_ready(
     events: &mpsc::Receiver<Event>,
-    shard_count: u16,
+    tells: Vec<mpsc::Sender<Told>>,
     notify: &Notify,
 ) -> Result<(u64, u64), ServeError> {
+    let mut ends: Vec<Option<LogEnd>> = vec![None; tells.len()];
     let mut ready = 0;
     let mut replayed = (0, 0);
-    while ready < shard_count {
+    while ready < tells.len() {
         match events.recv_timeout(Duration::from_secs(10)) {
+            Ok(Event::Recovered { shard, end }) => {
+                ends[usize::from(shard)] = Some(end);
+                if let Some(ends) = ends.iter().cloned().collect::<Option<Vec<_>>>() {
+                    for (tell, is_cut) in tells.iter().zip(cut_ends(&ends)) {
+                        // A thread that has ended says why itself.
+                        let _ = tell.send(Told::End { is_cut });
+                    }
+                }
+            }
             Ok(Event::Ready { shard, took, frames, bytes }) => {
                 tracing::debug!(shard, took_ms = took.as_millis() as u64, frames, bytes, "ready");
                 ready += 1;
@@ -665,6 +713,9 @@ fn wait_until_ready(
                 return Err(ServeError::System { what: "a shard's thread", source });
             }
         }
+    }
+    for tell in &tells {
+        let _ = tell.send(Told::Begin);
     }
     Ok(replayed)
 }

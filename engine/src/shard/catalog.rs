@@ -181,12 +181,16 @@ impl Shard {
         effects: &mut Vec<Effect>,
     ) {
         match message {
-            MeshMessage::Outbox { first, entries } if self.must_hold(from, &entries) => {
-                self.hold_entries(from, first, entries);
-            }
-            MeshMessage::Outbox { first, entries } => {
+            MeshMessage::Outbox { first, entries, frame } => {
+                self.rest_on(from, frame);
+                if self.must_hold(from, &entries) {
+                    return self.hold_entries(from, first, entries);
+                }
                 self.take_held_of(from, effects);
                 self.take_entries(from, first, entries, effects);
+            }
+            MeshMessage::FrameDurable { through } => {
+                self.on_frame_durable(now, from, through, effects);
             }
             MeshMessage::TopologyFlow { topology, stops } => self.on_flow(from, topology, stops),
             MeshMessage::OutboxDurable { through, hello } => {
@@ -197,7 +201,7 @@ impl Shard {
                         self.confirm_changes(from, through, effects);
                         self.record_unhurried(now, changes);
                         if let Some(message) = resend {
-                            self.hold(Outgoing::Mesh(from, message), effects);
+                            self.hold(Outgoing::Resend(from, message), effects);
                         }
                     }
                     Err(fault) => effects.push(Effect::Halt(fault.to_string())),
@@ -215,6 +219,9 @@ impl Shard {
     ) {
         let mut changes = Vec::new();
         let new = self.outbox.take(from, first, entries, &mut changes);
+        if let Some((through, _)) = new.last() {
+            self.mark_early(from, *through);
+        }
         let (mut has_arrivals, mut has_changes) = (false, false);
         for (sequence, entry) in new {
             if entry.starts_with(&ENTRY_MARK) {

@@ -2,7 +2,8 @@
 //!
 //! A step appends to the frame that is filling; [`Shard::flush`] submits that frame when none is in
 //! flight. Whatever leaves the shard waits behind one barrier until the newest frame that it could
-//! depend on is durable, whether or not its own command wrote anything.
+//! depend on is durable, whether or not its own command wrote anything. Only entries for other shards
+//! leave with their frame: what those make of them waits for it (`early`).
 //!
 //! The parts (catalog, partitions, groups, outbox) never see each other; here their results are
 //! passed between them. What is durable is either a batch or an entry of keyed state, so recovery
@@ -10,6 +11,7 @@
 
 mod catalog;
 mod contents;
+mod early;
 mod open;
 mod produce;
 mod read;
@@ -44,7 +46,8 @@ use crate::state::State;
 use crate::topology::Plan;
 
 pub use contents::Contents;
-pub use open::{OpenError, Opened, partition_of};
+pub use early::{LogEnd, cut_ends};
+pub use open::{OpenError, Opened, Recovered, partition_of};
 pub use topology::{EdgeFacts, OperatorFacts, RECORDS_SIZE_MAX, StageFacts, TopologyFacts};
 
 /// What a shard is told at its start.
@@ -124,8 +127,10 @@ struct Appending {
 enum Outgoing {
     Reply(Ticket, Reply),
     Mesh(ShardId, MeshMessage),
-    /// An outbox entry; whether its receiver is ready is seen when it leaves.
+    /// An outbox entry. It leaves with its frame, and waits here only behind the answer to a hello.
     Entry(ShardId, u64),
+    /// Older entries, which answer a hello.
+    Resend(ShardId, MeshMessage),
     /// Entries of a shard that were taken: it is told, soon or at once.
     Confirmation {
         to: ShardId,
@@ -188,6 +193,7 @@ pub struct Shard {
     upkeep: upkeep::Upkeep,
     topologies: topology::Topologies,
     unhurried: Option<Unhurried>,
+    early: early::Early,
     last_activity_ms: u64,
     is_stopping: bool,
 }
@@ -234,7 +240,7 @@ impl Shard {
             Input::FetchNow(ticket) => self.fetch_now(ticket, effects),
             Input::Cancel(ticket) => self.on_cancel(now, ticket, effects),
             Input::Mesh { from, message } => self.on_mesh(now, from, message, effects),
-            Input::Durable(sequence) => self.on_durable(now, sequence, effects),
+            Input::Durable(sequence) => self.on_written(now, sequence, effects),
             Input::DiskDone { job, result } => self.on_disk_done(now, job, result, effects),
             Input::ReadDone { read, result } => self.on_read_done(now, read, result, effects),
             Input::Planned(planned) => self.on_planned(planned),
@@ -274,7 +280,9 @@ impl Shard {
                 self.in_flight.push(batch.partition);
             }
         }
+        let frame = write.sequence;
         effects.push(Effect::Write(write));
+        self.send_early(frame, effects);
         self.record_deferred(effects);
     }
 
@@ -508,6 +516,9 @@ impl Shard {
     }
 
     fn hold_now(&mut self, outgoing: Outgoing, effects: &mut Vec<Effect>) {
+        if let Outgoing::Entry(to, sequence) = outgoing {
+            return self.leave(to, sequence, effects);
+        }
         let newest = if self.is_unhurried() { self.wal.in_flight() } else { self.newest_frame() };
         match newest {
             Some(_) if mutation::is_on(Mutation::AnswerBeforeDurable) => {
@@ -528,14 +539,11 @@ impl Shard {
             Outgoing::Reply(ticket, reply) => effects.push(Effect::Reply { ticket, reply }),
             Outgoing::Mesh(to, message) => effects.push(Effect::Mesh { to, message }),
             Outgoing::Entry(to, sequence) => {
-                if let Some(message) = self.outbox.message(to, sequence) {
-                    effects.push(Effect::Mesh { to, message });
-                    if mutation::is_on(Mutation::TrimOutboxOnSend) {
-                        let mut changes = Vec::new();
-                        let _ = self.outbox.on_confirmed(to, sequence, false, &mut changes);
-                        changes.into_iter().for_each(|change| self.record(change));
-                    }
-                }
+                self.send_entry(to, sequence, Sequence(0), effects);
+            }
+            Outgoing::Resend(to, message) => {
+                self.outbox.on_answered(to);
+                effects.push(Effect::Mesh { to, message });
             }
             Outgoing::Confirmation { to, through, at_once } => {
                 self.outbox.on_durable(to, through, at_once);

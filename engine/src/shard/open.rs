@@ -9,10 +9,11 @@ use tidemill_wal::commit::{Log as Wal, LogOptions};
 use tidemill_wal::disk::{DirectoryError, DiskFault, DiskOp, Storage};
 use tidemill_wal::format::{Entry, PartitionId, ShardId, TopicId};
 use tidemill_wal::limits::SEGMENT_READY_COUNT;
-use tidemill_wal::recovery::{self, ReplayFrame, ScanError, ScanStart, Torn};
+use tidemill_wal::recovery::{self, Newest, ReplayFrame, ScanEnd, ScanError, ScanStart, Torn};
 use tidemill_wal::store::{Store, StoreError};
 
 use super::catalog::ProducerIds;
+use super::early::LogEnd;
 use super::room::WaitingBatches;
 use super::{Outgoing, Shard, ShardOptions};
 use crate::batch::RecordBatch;
@@ -49,6 +50,20 @@ pub enum OpenError {
     Topology(String, String),
 }
 
+/// A shard whose files were read. What other shards have decides whether its newest frame stays: see
+/// [`Recovered::log_end`].
+#[derive(Debug)]
+pub struct Recovered {
+    options: ShardOptions,
+    store: Store,
+    has_reserve: bool,
+    state: State,
+    replay: Replay,
+    end: ScanEnd,
+    newest: Option<Newest>,
+    log_end: LogEnd,
+}
+
 /// An opened shard and what it took.
 #[derive(Debug)]
 pub struct Opened {
@@ -63,7 +78,7 @@ pub struct Opened {
 }
 
 /// Records and last clock of the frames that were replayed.
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Replay {
     batches: Vec<(PartitionId, TailBatch, i64)>,
     frames: u64,
@@ -100,14 +115,26 @@ impl Replay {
 impl Shard {
     /// Recovers a shard, or makes a new one in an empty directory. Blocking; performs its writes
     /// through `storage`. `progress` hears of replayed bytes.
+    ///
+    /// For a shard that is alone, or has ended cleanly. Those of a node agree on the newest frames in
+    /// between: [`Shard::recover`], [`cut_ends`](super::cut_ends), [`Recovered::open`].
     pub fn open(
         storage: &mut dyn Storage,
         options: ShardOptions,
         now: Now,
         progress: &mut dyn FnMut(u64),
     ) -> Result<Opened, OpenError> {
+        Self::recover(storage, options, progress)?.open(storage, false, now)
+    }
+
+    /// Reads what there is of a shard. What no longer belongs to it goes; its log stays as it is.
+    pub fn recover(
+        storage: &mut dyn Storage,
+        options: ShardOptions,
+        progress: &mut dyn FnMut(u64),
+    ) -> Result<Recovered, OpenError> {
         let mut has_reserve = false;
-        let mut store = match Store::load(storage, options.id)? {
+        let store = match Store::load(storage, options.id)? {
             Some(loaded) => {
                 has_reserve = loaded.reserve_size >= options.disk_reserve_size;
                 for file in loaded.unnamed {
@@ -129,43 +156,17 @@ impl Shard {
             segment_size: options.segment_size,
             segment_count_max: options.segment_count_max,
         };
-        let end = recovery::scan(storage, &start, &mut |frame| {
+        let (end, newest) = recovery::scan_to_newest(storage, &start, &mut |frame| {
             replay.frame(&frame, &mut state)?;
             progress(replay.bytes);
             Ok(())
         })?;
-        let log_options = LogOptions {
-            shard: options.id,
-            segment_size: options.segment_size,
-            segment_count_max: options.segment_count_max,
-        };
-        let mut ids = IdSource::new(options.seed);
-        let mut nonce = || ids.next_u64();
-        let wal = recovery::start(
-            storage,
-            log_options,
-            &end,
-            SEGMENT_READY_COUNT,
-            now.wall_ms,
-            &mut nonce,
-        )?;
-        store.set_drain_size(options.settle_sync_size);
-        if store.manifest().version == 0 {
-            let first_segment = wal.oldest_segment().expect("the seal is in it");
-            for op in store.create(first_segment, wal.durable(), wal.epoch()) {
-                storage.perform(&op)?;
-            }
-            store.on_created();
+        let mut log_end = LogEnd::default();
+        log_end.add_state(&state).map_err(OpenError::Contents)?;
+        if let Some(newest) = &newest {
+            log_end.set_newest(&newest.frame).map_err(OpenError::Contents)?;
         }
-        if !has_reserve {
-            has_reserve = make_reserve(storage, options.disk_reserve_size)?;
-        }
-        let mut shard = Self::with_parts(options, wal, store, state, ids, now);
-        shard.upkeep.set_reserve(has_reserve);
-        shard.load_parts(now).map_err(OpenError::Contents)?;
-        shard.load_batches(replay.batches).map_err(OpenError::Contents)?;
-        shard.host()?;
-        Ok(Opened { shard, frames: replay.frames, bytes: replay.bytes, torn: end.torn })
+        Ok(Recovered { options, store, has_reserve, state, replay, end, newest, log_end })
     }
 
     /// What a shard says first: its filters to the others, and its picture of the catalog.
@@ -215,6 +216,7 @@ impl Shard {
             upkeep: Default::default(),
             topologies: Default::default(),
             unhurried: None,
+            early: Default::default(),
             last_activity_ms: now.monotonic_ms,
             is_stopping: false,
             options,
@@ -259,7 +261,8 @@ impl Shard {
                     self.outbox.load(key, value)?;
                 }
                 // Read where they are.
-                Kind::OperatorState
+                Kind::OutboxEarly
+                | Kind::OperatorState
                 | Kind::Timer
                 | Kind::TopologyStep
                 | Kind::TopologyArrival
@@ -349,6 +352,67 @@ impl Shard {
             partition.log.on_durable(durable);
         }
         Ok(())
+    }
+}
+
+impl Recovered {
+    /// What the other shards have to know of it, for [`cut_ends`](super::cut_ends).
+    pub fn log_end(&self) -> &LogEnd {
+        &self.log_end
+    }
+
+    /// Starts the shard, without its newest frame if that is cut. From then on that is so for good, so
+    /// no shard of the node may make anything new before all were opened: what is made of the same
+    /// number as what was lost would be taken for it.
+    pub fn open(
+        self,
+        storage: &mut dyn Storage,
+        is_cut: bool,
+        now: Now,
+    ) -> Result<Opened, OpenError> {
+        let Self {
+            options, mut store, mut has_reserve, mut state, mut replay, end, newest, ..
+        } = self;
+        let end = match newest {
+            Some(newest) if is_cut => newest.without,
+            Some(newest) => {
+                newest.visit(&mut |frame| replay.frame(&frame, &mut state))?;
+                end
+            }
+            None => end,
+        };
+        let log_options = LogOptions {
+            shard: options.id,
+            segment_size: options.segment_size,
+            segment_count_max: options.segment_count_max,
+        };
+        let mut ids = IdSource::new(options.seed);
+        let mut nonce = || ids.next_u64();
+        let wal = recovery::start(
+            storage,
+            log_options,
+            &end,
+            SEGMENT_READY_COUNT,
+            now.wall_ms,
+            &mut nonce,
+        )?;
+        store.set_drain_size(options.settle_sync_size);
+        if store.manifest().version == 0 {
+            let first_segment = wal.oldest_segment().expect("the seal is in it");
+            for op in store.create(first_segment, wal.durable(), wal.epoch()) {
+                storage.perform(&op)?;
+            }
+            store.on_created();
+        }
+        if !has_reserve {
+            has_reserve = make_reserve(storage, options.disk_reserve_size)?;
+        }
+        let mut shard = Shard::with_parts(options, wal, store, state, ids, now);
+        shard.upkeep.set_reserve(has_reserve);
+        shard.load_parts(now).map_err(OpenError::Contents)?;
+        shard.load_batches(replay.batches).map_err(OpenError::Contents)?;
+        shard.host()?;
+        Ok(Opened { shard, frames: replay.frames, bytes: replay.bytes, torn: end.torn })
     }
 }
 

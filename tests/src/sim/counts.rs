@@ -115,8 +115,10 @@ counts! {
     stops,
     /// Starts that came to their end.
     recoveries,
-    /// Recoveries that cut a torn frame.
+    /// Recoveries that cut a torn frame, or one of the next line.
     torn,
+    /// Recoveries that cut a frame that rested on one which another shard had lost.
+    cut_ends,
     /// Frames replayed.
     replayed,
     /// Ends of the node because the disk admitted a failure.

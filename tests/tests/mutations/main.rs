@@ -106,6 +106,9 @@ table! {
     an_outbox_trimmed_when_sent: TrimOutboxOnSend, Found::simulator();
     an_entry_confirmed_too_early: ConfirmEntryEarly, Found::simulator();
     an_entry_sent_before_the_hello: SendBeforeHello, Found::scenario(shard::nothing_is_sent_before_the_hello);
+    a_frame_that_counts_alone: CountAlone, Found::simulator_of(has_streams);
+    a_frame_that_does_not_say_what_it_rests_on: ForgetEarly, Found::simulator_of(has_streams);
+    a_frame_kept_without_what_it_rests_on: KeepEnds, Found::simulator_of(has_streams);
     a_catalog_change_answered_too_early: AnswerCatalogEarly, Found::simulator();
     an_old_producer_epoch: TakeOldProducerEpoch, Found::scenario(shard::an_old_producer_epoch_is_refused).and_simulator();
     a_producer_that_begins_anywhere: BeginAnywhere, Found::scenario(shard::a_new_producer_begins_at_zero);

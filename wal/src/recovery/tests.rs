@@ -1,5 +1,6 @@
 mod damage;
 mod life;
+mod newest;
 mod random;
 mod torn;
 

@@ -1,6 +1,10 @@
 //! Two shards: when they tell each other, and what that costs in frames.
 
-use super::super::UNHURRIED_MS;
+use tidemill_wal::commit::FrameWrite;
+use tidemill_wal::format::Sequence;
+use tidemill_wal::recovery::perform_write;
+
+use super::super::{LogEnd, Recovered, UNHURRIED_MS, cut_ends};
 use super::*;
 use crate::topology::{Topology, Utf8};
 
@@ -29,8 +33,30 @@ impl World {
     }
 
     fn hear(&mut self, from: ShardId, message: MeshMessage) {
+        self.hear_all(from, [message]);
+    }
+
+    /// Entries are durable at once where they come from.
+    fn hear_all(&mut self, from: ShardId, messages: impl IntoIterator<Item = MeshMessage>) {
+        let mut through = Sequence(0);
+        for message in messages {
+            if let MeshMessage::Outbox { frame, .. } = message {
+                through = frame;
+            }
+            self.inbox.push_back(Input::Mesh { from, message });
+        }
+        let message = MeshMessage::FrameDurable { through };
         self.inbox.push_back(Input::Mesh { from, message });
         self.run();
+    }
+
+    /// One input, nothing of which is performed.
+    fn step(&mut self, input: Input) -> Vec<Effect> {
+        let mut effects = Vec::new();
+        self.shard.step(self.now, input, &mut effects);
+        self.shard.process(self.now, &mut || true, &mut effects);
+        self.shard.flush(self.now, &mut effects);
+        effects
     }
 
     fn pass_ms(&mut self, passed_ms: u64) {
@@ -50,7 +76,9 @@ impl World {
     fn take_confirmation(&mut self) -> Option<u64> {
         let confirmed = |(_, message)| match message {
             MeshMessage::OutboxDurable { through, .. } => Some(through),
-            MeshMessage::Outbox { .. } | MeshMessage::TopologyFlow { .. } => None,
+            MeshMessage::Outbox { .. }
+            | MeshMessage::FrameDurable { .. }
+            | MeshMessage::TopologyFlow { .. } => None,
         };
         std::mem::take(&mut self.sent).into_iter().filter_map(confirmed).max()
     }
@@ -82,14 +110,17 @@ fn counting_pair() -> (World, World, PartitionId) {
     (first, second, partition)
 }
 
-fn send(world: &mut World, partition: PartitionId, words: &[&str]) {
+fn produce(partition: PartitionId, words: &[&str]) -> Command {
     let mut builder = BatchBuilder::new();
     for word in words {
         let (key, value) = (None, Some(word.as_bytes()));
         builder.push(NewRecord { timestamp_ms: 1, key, value, headers: &[] });
     }
-    let produce = Produce { batches: vec![(partition, builder.build())] };
-    let Reply::Produce(results) = world.answer(Command::Produce(produce)) else { panic!("sent") };
+    Command::Produce(Produce { batches: vec![(partition, builder.build())] })
+}
+
+fn send(world: &mut World, partition: PartitionId, words: &[&str]) {
+    let Reply::Produce(results) = world.answer(produce(partition, words)) else { panic!("sent") };
     assert!(results.iter().all(Result::is_ok), "{results:?}");
 }
 
@@ -179,10 +210,7 @@ fn a_change_of_the_catalog_behind_a_topologys_entries_is_confirmed_at_once() {
     let create = CatalogCommand::CreateTopics { topics: vec![topic], validate_only: false };
     first.ask(Command::Catalog(create));
     let change = first.take_entry().expect("the other one is told");
-    for message in [entry, change] {
-        second.inbox.push_back(Input::Mesh { from: US, message });
-    }
-    second.run();
+    second.hear_all(US, [entry, change]);
     assert_eq!(second.take_confirmation(), Some(sequence + 1));
 }
 
@@ -206,6 +234,103 @@ fn entries_of_a_topology_are_confirmed_together_and_later_than_their_results() {
     second.inbox.push_back(Input::Stop);
     second.run();
     assert_eq!(second.take_confirmation(), Some(last), "a stop leaves nothing");
-    let ends: u64 = second.shard.partition_ends().map(|(_, end)| end).sum();
-    assert_eq!(ends, 3, "all were counted");
+    assert_eq!(ends(&second.shard), 3, "all were counted");
+}
+
+/// Records that readers may have, of all partitions.
+fn ends(shard: &Shard) -> u64 {
+    shard.partition_ends().map(|(_, end)| end).sum()
+}
+
+/// A word that the first shard takes and the second one counts.
+fn word_counted_away() -> String {
+    let (mut first, _, partition) = counting_pair();
+    let mut words = (0..100).map(|number| format!("word {number}"));
+    let is_away = |word: &String| {
+        send(&mut first, partition, &[word]);
+        first.take_entry().is_some()
+    };
+    words.find(is_away).expect("every word is counted here")
+}
+
+/// The first shard has handed a frame over, which holds an entry for the second one: the pair, that
+/// write, and the entry.
+fn entry_under_way() -> (World, World, FrameWrite, MeshMessage) {
+    let word = word_counted_away();
+    let (mut first, second, partition) = counting_pair();
+    let ticket = first.ticket();
+    let command = produce(partition, &[&word]);
+    let mut effects = first.step(Input::Command { ticket, command });
+    let Some(Effect::Mesh { to: NEIGHBOUR, message }) = effects.pop() else { panic!("sent") };
+    let Some(Effect::Write(write)) = effects.pop() else { panic!("written before that") };
+    let frame = match &message {
+        MeshMessage::Outbox { frame, .. } => *frame,
+        other => panic!("no entry: {other:?}"),
+    };
+    assert_eq!(frame, write.sequence);
+    (first, second, write, message)
+}
+
+#[test]
+fn a_frame_counts_when_the_one_that_its_entries_came_from_does() {
+    let (mut first, mut second, write, message) = entry_under_way();
+    let frame = write.sequence;
+    let frames = second.frames;
+    second.inbox.push_back(Input::Mesh { from: US, message });
+    second.run();
+    assert_eq!(second.frames, frames + 1, "it is written at the same time");
+    assert_eq!(ends(&second.shard), 0, "nobody reads what may be gone");
+    let asked = second.ask(Command::DescribeStorage);
+    assert!(!second.replies.contains_key(&asked.id), "it may depend on that");
+    assert!(!second.shard.is_quiet());
+    let effects = first.step(Input::Durable(frame));
+    let is_told = |effect: &Effect| {
+        let Effect::Mesh { to: NEIGHBOUR, message } = effect else { return false };
+        matches!(message, MeshMessage::FrameDurable { through } if *through == frame)
+    };
+    assert!(effects.iter().any(is_told), "{effects:?}");
+    second.hear(US, MeshMessage::FrameDurable { through: frame });
+    assert_eq!(ends(&second.shard), 1);
+    assert!(second.replies.contains_key(&asked.id));
+    assert!(second.shard.is_quiet());
+}
+
+#[test]
+fn a_frame_goes_with_the_one_that_its_entries_came_from() {
+    for is_written in [false, true] {
+        let (mut first, mut second, write, message) = entry_under_way();
+        second.inbox.push_back(Input::Mesh { from: US, message });
+        second.run();
+        if is_written {
+            // And the power goes before anybody hears of it.
+            perform_write(&mut first.disk, &write).expect("memory takes all");
+        }
+        let mut disks = [first.disk, second.disk];
+        let recovered: Vec<Recovered> = (0..2)
+            .map(|id| {
+                let options = pair(ShardId(id));
+                Shard::recover(&mut disks[usize::from(id)], options, &mut |_| {}).expect("good")
+            })
+            .collect();
+        let log_ends: Vec<LogEnd> = recovered.iter().map(|it| it.log_end().clone()).collect();
+        let cuts = cut_ends(&log_ends);
+        assert_eq!(cuts, [false, !is_written]);
+        let now = first.now;
+        // The first has the record, the second its count.
+        for ((found, disk), is_cut) in recovered.into_iter().zip(&mut disks).zip(cuts) {
+            let opened = found.open(disk, is_cut, now).expect("good");
+            assert_eq!(opened.torn.is_some(), is_cut);
+            assert_eq!(ends(&opened.shard), u64::from(is_written));
+        }
+        // The cut is for good, and what follows it is not taken for damage.
+        let mut again = World::open(std::mem::take(&mut disks[1]), pair(NEIGHBOUR), 0);
+        assert_eq!(ends(&again.shard), u64::from(is_written));
+        again.shard.start(&mut Vec::new());
+        again.run();
+        let frames = again.frames;
+        again.pass_ms(1000);
+        assert!(again.frames <= frames + 1);
+        let again = World::open(again.disk, pair(NEIGHBOUR), 0);
+        assert_eq!(ends(&again.shard), u64::from(is_written));
+    }
 }

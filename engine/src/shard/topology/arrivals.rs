@@ -384,8 +384,8 @@ impl Shard {
         if entries.iter().all(is_of_topology) {
             return !waiting.is_empty() || !self.has_room(size);
         }
-        // For each an entry of the state, and one that says that it came.
-        let count = 2 * (entries.len() + waiting.len());
+        // For each an entry of the state, and two that say that it came.
+        let count = 3 * (entries.len() + waiting.len());
         let size = size + waiting.iter().sum::<usize>() + self.topologies.arrived_size();
         let has_before = !waiting.is_empty() || entries.iter().any(is_of_topology);
         has_before && !self.wal.fits_leaving(count, size, 0)

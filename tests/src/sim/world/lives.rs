@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use tidemill::effect::{Effect, Input};
 use tidemill::runtime::tickets::Tickets;
-use tidemill::shard::{OpenError, Shard};
+use tidemill::shard::{LogEnd, OpenError, Shard, cut_ends};
 use tidemill_wal::disk::{DiskFault, Storage};
 use tidemill_wal::format::ShardId;
 
@@ -183,31 +183,34 @@ impl World {
 
     fn open_all(&mut self, ops_until_crash: &mut Option<u64>) -> Result<Start, String> {
         self.slots.clear();
-        let ports = self.connect();
-        for (index, port) in (0..self.plan.shard_count).zip(ports) {
+        let mut recovered = Vec::new();
+        for index in 0..self.plan.shard_count {
             let options = self.plan.options(index, &mut self.random);
+            self.disks[usize::from(index)].prepare_open();
+            let found = self.opening(index, ops_until_crash, |storage| {
+                Shard::recover(storage, options, &mut |_| {})
+            })?;
+            match found {
+                Ok(found) => recovered.push(found),
+                Err(start) => return Ok(start),
+            }
+        }
+        let ends: Vec<LogEnd> = recovered.iter().map(|found| found.log_end().clone()).collect();
+        let cuts = cut_ends(&ends);
+        let ports = self.connect();
+        for (((index, port), found), is_cut) in (0..).zip(ports).zip(recovered).zip(cuts) {
             let now = self.clock.now();
-            let disk = &mut self.disks[usize::from(index)];
-            disk.prepare_open();
-            let mut storage = Opening::new(disk, *ops_until_crash);
-            let opened = Shard::open(&mut storage, options, now, &mut |_| {});
-            let (is_crashed, has_failed) = (storage.is_crashed(), storage.has_failed());
-            *ops_until_crash = storage.ops_until_crash();
+            let opened =
+                self.opening(index, ops_until_crash, |storage| found.open(storage, is_cut, now))?;
             let opened = match opened {
                 Ok(opened) => opened,
-                Err(OpenError::Disk(DiskFault::Failed { .. })) if is_crashed => {
-                    return Ok(Start::Crashed);
-                }
-                Err(error) => {
-                    self.say(|| format!("{index} does not start: {error}"));
-                    self.judge_refusal(index, &error, has_failed)?;
-                    return Ok(Start::Refused);
-                }
+                Err(start) => return Ok(start),
             };
             self.say(|| {
                 let (frames, torn) = (opened.frames, &opened.torn);
-                format!("{index} opened: {frames} frames, torn {torn:?}")
+                format!("{index} opened: {frames} frames, torn {torn:?}, cut {is_cut}")
             });
+            self.counts.cut_ends += u64::from(is_cut);
             self.note(&[7, opened.frames, opened.bytes, u64::from(opened.torn.is_some())]);
             self.counts.torn += u64::from(opened.torn.is_some());
             self.counts.replayed += opened.frames;
@@ -229,6 +232,29 @@ impl World {
             });
         }
         Ok(Start::Ready)
+    }
+
+    /// Part of the opening of a shard. `Err` in the result: why the node does not start.
+    fn opening<T>(
+        &mut self,
+        index: u16,
+        ops_until_crash: &mut Option<u64>,
+        open: impl FnOnce(&mut Opening<'_>) -> Result<T, OpenError>,
+    ) -> Result<Result<T, Start>, String> {
+        let disk = &mut self.disks[usize::from(index)];
+        let mut storage = Opening::new(disk, *ops_until_crash);
+        let opened = open(&mut storage);
+        let (is_crashed, has_failed) = (storage.is_crashed(), storage.has_failed());
+        *ops_until_crash = storage.ops_until_crash();
+        match opened {
+            Ok(opened) => Ok(Ok(opened)),
+            Err(OpenError::Disk(DiskFault::Failed { .. })) if is_crashed => Ok(Err(Start::Crashed)),
+            Err(error) => {
+                self.say(|| format!("{index} does not start: {error}"));
+                self.judge_refusal(index, &error, has_failed)?;
+                Ok(Err(Start::Refused))
+            }
+        }
     }
 
     /// Somebody sets the wall clock.
