@@ -47,7 +47,7 @@ pub enum Input {
         /// What.
         message: MeshMessage,
     },
-    /// The frame in flight is durable.
+    /// The write of the frame in flight is durable.
     Durable(Sequence),
     /// A disk job ended.
     DiskDone {

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use tidemill::batch::RecordBatch;
+use tidemill::shard::LogEnd;
 use tidemill::state::{Kind, State};
 use tidemill_wal::disk::{Directory, Storage};
 use tidemill_wal::format::{
@@ -69,19 +70,58 @@ pub struct Picture {
     pub sequences: Option<(Sequence, Sequence)>,
     /// How the scan of the WAL ended.
     pub wal_end: Option<ScanEnd>,
+    /// What it says about entries of outboxes.
+    pub log_end: LogEnd,
     /// What kept it from being whole.
     pub faults: Vec<Fault>,
+}
+
+/// Where frames of the WAL go.
+struct Frames<'a> {
+    keep: Keep,
+    state: &'a mut State,
+    tails: &'a mut BTreeMap<PartitionId, Vec<Tail>>,
+    epochs: &'a mut Option<(ShardEpoch, ShardEpoch)>,
+    sequences: &'a mut Option<(Sequence, Sequence)>,
+}
+
+impl Frames<'_> {
+    fn add(&mut self, frame: &ReplayFrame) -> Result<(), String> {
+        let (epoch, sequence) = (frame.header.shard_epoch(), frame.header.sequence());
+        *self.epochs = Some((self.epochs.map_or(epoch, |known| known.0), epoch));
+        *self.sequences = Some((self.sequences.map_or(sequence, |known| known.0), sequence));
+        replay(frame, self.state, &mut |entry, bytes| {
+            let head = RecordBatch::stored(bytes.clone());
+            self.tails.entry(entry.partition).or_default().push(Tail {
+                base: entry.base_offset,
+                end: entry.last_offset + 1,
+                base_timestamp_ms: head.map_or(-1, |batch| batch.base_timestamp_ms()),
+                max_timestamp_ms: entry.max_timestamp_ms,
+                size: bytes.len() as u64,
+                bytes: if self.keep == Keep::Bytes { bytes } else { Bytes::new() },
+            });
+        })
+    }
 }
 
 impl Picture {
     /// Reads a shard. A fault that a second look at newer files does not show is none.
     pub fn load(node: &Node, shard: u16, keep: Keep) -> Self {
-        let mut before = Self::load_once(node, shard, keep);
+        Self::load_all(node, shard, keep, false)
+    }
+
+    /// The same without the newest frame, which a start would cut.
+    pub fn load_cut(node: &Node, shard: u16, keep: Keep) -> Self {
+        Self::load_all(node, shard, keep, true)
+    }
+
+    fn load_all(node: &Node, shard: u16, keep: Keep, is_cut: bool) -> Self {
+        let mut before = Self::load_once(node, shard, keep, is_cut);
         for _ in 1..ATTEMPTS_MAX {
             if before.faults.is_empty() {
                 break;
             }
-            let again = Self::load_once(node, shard, keep);
+            let again = Self::load_once(node, shard, keep, is_cut);
             let is_same = again.faults == before.faults;
             before = again;
             if is_same {
@@ -91,7 +131,7 @@ impl Picture {
         before
     }
 
-    fn load_once(node: &Node, shard: u16, keep: Keep) -> Self {
+    fn load_once(node: &Node, shard: u16, keep: Keep, is_cut: bool) -> Self {
         let directory = node.open(shard);
         let mut picture = Self {
             shard,
@@ -102,6 +142,7 @@ impl Picture {
             epochs: None,
             sequences: None,
             wal_end: None,
+            log_end: LogEnd::default(),
             faults: Vec::new(),
             directory,
         };
@@ -114,7 +155,7 @@ impl Picture {
             }
         }
         picture.load_store();
-        picture.load_wal(keep);
+        picture.load_wal(keep, is_cut);
         picture
     }
 
@@ -144,28 +185,30 @@ impl Picture {
         self.store = Some(store);
     }
 
-    fn load_wal(&mut self, keep: Keep) {
+    fn load_wal(&mut self, keep: Keep, is_cut: bool) {
         let start = match &self.store {
             Some(store) => scan_start(store.manifest()),
             None => scan_start(&Manifest::new(ShardId(self.shard), 1, [0; 16])),
         };
-        let (state, tails) = (&mut self.state, &mut self.tails);
-        let (epochs, sequences) = (&mut self.epochs, &mut self.sequences);
-        let scanned = recovery::scan(&self.directory, &start, &mut |frame| {
-            let (epoch, sequence) = (frame.header.shard_epoch(), frame.header.sequence());
-            *epochs = Some((epochs.map_or(epoch, |known| known.0), epoch));
-            *sequences = Some((sequences.map_or(sequence, |known| known.0), sequence));
-            replay(&frame, state, &mut |entry, bytes| {
-                let head = RecordBatch::stored(bytes.clone());
-                tails.entry(entry.partition).or_default().push(Tail {
-                    base: entry.base_offset,
-                    end: entry.last_offset + 1,
-                    base_timestamp_ms: head.map_or(-1, |batch| batch.base_timestamp_ms()),
-                    max_timestamp_ms: entry.max_timestamp_ms,
-                    size: bytes.len() as u64,
-                    bytes: if keep == Keep::Bytes { bytes } else { Bytes::new() },
-                });
-            })
+        let mut frames = Frames {
+            keep,
+            state: &mut self.state,
+            tails: &mut self.tails,
+            epochs: &mut self.epochs,
+            sequences: &mut self.sequences,
+        };
+        let scanned =
+            recovery::scan_to_newest(&self.directory, &start, &mut |frame| frames.add(&frame));
+        let scanned = scanned.and_then(|(end, newest)| {
+            let log_end = &mut self.log_end;
+            // What cannot be read there is a fault of the state.
+            let _ = log_end.add_state(frames.state);
+            let Some(newest) = newest else { return Ok(end) };
+            let _ = log_end.set_newest(&newest.frame);
+            if is_cut {
+                return Ok(newest.without);
+            }
+            newest.visit(&mut |frame| frames.add(&frame)).map(|()| end)
         });
         match scanned {
             Ok(end) => self.wal_end = Some(end),

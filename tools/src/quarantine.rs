@@ -16,6 +16,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use clap::Args;
 use serde_json::json;
 use tidemill::runtime::identity::shard_directory;
+use tidemill::shard::{LogEnd, cut_ends};
 use tidemill::state::Kind;
 use tidemill_wal::commit::LogOptions;
 use tidemill_wal::disk::{
@@ -106,12 +107,12 @@ pub fn run(options: &Options) -> Result<Outcome, Failure> {
     if let Some(fault) = faults.iter().find(|fault| fault.is_too_new) {
         return Err(Failure::Unreadable(format!("{fault}; use the newer tidemill-dump")));
     }
-    let peers = peers(&node, options.shard);
+    let (peers, is_cut) = peers(&node, options.shard, identity.shards);
     let bytes = identity.node_bytes().expect("checked when it was loaded");
     let shard = ShardId(options.shard);
     // Read through a second handle: the locked one may cut off what a reader still needs.
     let reader = node.open(options.shard);
-    let rebuilt = rebuild::plan(&reader, shard, identity.shards, bytes, &faults, &peers)
+    let rebuilt = rebuild::plan(&reader, shard, identity.shards, bytes, &faults, &peers, is_cut)
         .map_err(Failure::Unreadable)?;
     print_plan(&rebuilt, &faults, identity.shards, &mut printer)?;
     if !options.yes {
@@ -162,10 +163,29 @@ fn lock(node: &Node, shard: u16) -> Result<Directory, Failure> {
     })
 }
 
-fn peers(node: &Node, shard: u16) -> Vec<Peer> {
-    let others = node.shards.iter().copied().filter(|other| *other != shard);
-    let state = |other| Picture::load(node, other, Keep::Numbers).state;
-    others.map(|other| Peer { shard: other, state: state(other) }).collect()
+/// The other shards, and whether the newest frame of this one goes: as the next start would have it.
+fn peers(node: &Node, shard: u16, shard_count: u16) -> (Vec<Peer>, bool) {
+    let load = |it: &u16| Picture::load(node, *it, Keep::Numbers);
+    let pictures: Vec<Picture> = node.shards.iter().map(load).collect();
+    let mut ends = vec![LogEnd::default(); shard_count.into()];
+    for picture in &pictures {
+        if let Some(end) = ends.get_mut(usize::from(picture.shard)) {
+            // What a damaged one has made is not known; what others took of it is taken for made.
+            *end = match picture.faults.is_empty() {
+                true => picture.log_end.clone(),
+                false => LogEnd::of_damaged(shard_count),
+            };
+        }
+    }
+    let cuts = cut_ends(&ends);
+    let is_cut = |it: u16| cuts.get(usize::from(it)).copied().unwrap_or(false);
+    let others = pictures.into_iter().filter(|picture| picture.shard != shard);
+    let peer = |picture: Picture| match is_cut(picture.shard) {
+        true => Picture::load_cut(node, picture.shard, Keep::Numbers),
+        false => picture,
+    };
+    let others = others.map(peer).map(|it| Peer { shard: it.shard, state: it.state });
+    (others.collect(), is_cut(shard))
 }
 
 fn print_plan(

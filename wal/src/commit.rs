@@ -229,7 +229,7 @@ impl Log {
         self.filling.bytes().len() == FRAME_HEADER_SIZE
     }
 
-    /// The frame whose write has not come back.
+    /// The frame that is not durable yet: its write has not come back, or it rests on something else.
     pub fn in_flight(&self) -> Option<Sequence> {
         self.in_flight
     }
@@ -291,7 +291,8 @@ impl Log {
         self.submit_frame(FrameKind::Seal, 0, clock_ms)
     }
 
-    /// The write of this frame came back: it and everything before it survives a crash.
+    /// The write of this frame came back, and what it rests on is durable: it and everything before it
+    /// survives a crash.
     pub fn on_durable(&mut self, sequence: Sequence) {
         assert_eq!(self.in_flight.take(), Some(sequence), "one frame at a time is in flight");
         self.durable = sequence;

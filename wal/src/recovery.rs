@@ -35,7 +35,7 @@
 //!
 //! A torn tail and an end are treated alike: a seal is written over the place where `n` was due,
 //! with a new epoch, durable before anything follows. The rest of a torn frame has no header of
-//! its own and cannot come back.
+//! its own and cannot come back; a frame that is cut whole and was the first of its segment goes with that.
 //!
 //! One case cannot be told apart: damage to exactly the last acknowledged frame looks torn. An
 //! idle frame or a seal behind it makes it corruption.
@@ -43,12 +43,12 @@
 //! The newest frame may be one that nobody was told of. Where it rests on what other logs hold, it can
 //! be cut like a torn one: see [`scan_to_newest`].
 
+mod fault;
 mod reader;
-
-use std::io;
 
 use bytes::Bytes;
 
+pub use self::fault::ScanError;
 use self::reader::{FrameRead, SegmentReader};
 pub use self::reader::{Walk, WalkItem, walk};
 
@@ -189,75 +189,6 @@ impl ScanEnd {
             bytes: 0,
         }
     }
-}
-
-/// Why a shard cannot start from its WAL. One variant per decision of the operator.
-#[derive(Debug, thiserror::Error)]
-pub enum ScanError {
-    /// Acknowledged data is damaged or missing.
-    #[error(
-        "{file}, byte {offset}: {why}. Acknowledged data would be lost, so the shard does not \
-         start. Restore the file from a copy, or move the damage aside with `tidemill-dump \
-         quarantine`, which prints what is lost"
-    )]
-    Corrupt {
-        /// The segment's file.
-        file: FileName,
-        /// The segment.
-        segment: SegmentId,
-        /// Where in the file, in bytes.
-        offset: u64,
-        /// The frame that was due there; 0 if that is not known.
-        sequence: Sequence,
-        /// What is wrong.
-        why: String,
-    },
-    /// The segment that the manifest names first is not there.
-    #[error(
-        "{file} is missing, though frame {sequence} was durable. Is the WAL directory the right \
-         one, and mounted? If the file is lost, `tidemill-dump quarantine` makes the shard start \
-         without it and prints what is lost"
-    )]
-    Missing {
-        /// The segment's file.
-        file: FileName,
-        /// The segment.
-        segment: SegmentId,
-        /// The newest frame that is known to have been durable.
-        sequence: Sequence,
-    },
-    /// Written by a newer release.
-    #[error("{file}, byte {offset}: format {found} is newer than this build reads; upgrade it")]
-    TooNew {
-        /// The segment's file.
-        file: FileName,
-        /// Where in the file, in bytes.
-        offset: u64,
-        /// The format that was found.
-        found: u16,
-    },
-    /// An intact frame that the visitor could not use.
-    #[error("{file}, byte {offset}: frame {sequence} cannot be replayed: {why}")]
-    Rejected {
-        /// The segment's file.
-        file: FileName,
-        /// Where in the file, in bytes.
-        offset: u64,
-        /// The frame.
-        sequence: Sequence,
-        /// What the visitor said.
-        why: String,
-    },
-    /// The disk did not give the bytes. Never taken for a torn tail.
-    #[error("{file}, byte {offset}: read failed: {source}")]
-    Io {
-        /// The segment's file, or the directory.
-        file: FileName,
-        /// Where in the file, in bytes.
-        offset: u64,
-        /// The system's reason.
-        source: io::Error,
-    },
 }
 
 /// The newest frame, if nothing says that it was known to be durable.
@@ -602,7 +533,11 @@ impl<'a> Scan<'a> {
         let Some(before) = self.before_last.take() else { return false };
         let found = self.in_use.last_mut().expect("the newest frame is in it");
         if found.first == newest.header.sequence() {
-            self.in_use.pop();
+            // As a segment to be used it would bring the frame back, if the seal that takes its place in
+            // the segment before were ever damaged.
+            let id = self.in_use.pop().expect("just seen").id;
+            self.segments.retain(|segment| segment.id != id);
+            self.stale.push(segment::file_name(id));
         } else {
             (found.last, found.end) = (before.sequence(), newest.offset);
         }
@@ -654,6 +589,7 @@ impl<'a> Scan<'a> {
                     }
                     // It did not fit the segment before, and it is not intact: see `walk`.
                     self.epoch = self.epoch.max(header.shard_epoch());
+                    self.durable = self.durable.max(header.durable());
                     self.torn = Some(Torn {
                         segment: header.segment(),
                         offset: found,
@@ -680,7 +616,12 @@ impl<'a> Scan<'a> {
             FrameRead::Damaged(header, _) => {
                 self.epoch = self.epoch.max(header.shard_epoch());
                 let is_due = self.last.is_none_or(|last| header.sequence() > last.sequence());
-                Ok(if is_due { torn(header.frame_size()) } else { None })
+                if !is_due {
+                    return Ok(None);
+                }
+                // Its header is whole.
+                self.durable = self.durable.max(header.durable());
+                Ok(torn(header.frame_size()))
             }
             FrameRead::Nothing(_) => {
                 // Without a header only a file that was all zeros can tell, and only if no torn

@@ -4,6 +4,7 @@
 //! thread with an io_uring of its own for each shard, a helper thread and threads for disk jobs
 //! beside each, one ordinary thread for the admin port.
 
+mod beginning;
 mod calls;
 mod clock;
 mod connection;

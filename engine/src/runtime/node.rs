@@ -18,6 +18,7 @@ use tidemill_wal::limits::BLOCK_SIZE;
 use tidemill_wal::recovery::ScanError;
 use tidemill_wal::store::StoreError;
 
+use super::beginning::{Event, Told, wait_until_listening, wait_until_ready};
 use super::calls::Calls;
 use super::clock::{Clock, stopwatch_ns};
 use super::helper::{Helper, Mailbox};
@@ -40,7 +41,7 @@ use crate::exit_code::ExitCode;
 use crate::group::GroupLimits;
 use crate::kafka::api_key::ApiKey;
 use crate::kafka::session::{Advertise as Advertised, Endpoint, NodeFacts};
-use crate::shard::{LogEnd, OpenError, Shard, ShardOptions, cut_ends};
+use crate::shard::{OpenError, Shard, ShardOptions};
 use crate::topology::Plan;
 
 /// A killed predecessor's writes end within this time, or somebody else lives.
@@ -168,24 +169,6 @@ fn open_exit_code(error: &OpenError) -> ExitCode {
         OpenError::Store(_) | OpenError::Scan(_) | OpenError::Contents(_) => ExitCode::Corruption,
         OpenError::Topology(..) => ExitCode::Configuration,
     }
-}
-
-/// What a shard's thread tells the main thread.
-enum Event {
-    Recovered { shard: u16, end: LogEnd },
-    Ready { shard: u16, took: Duration, frames: u64, bytes: u64 },
-    Listening,
-    Failed { shard: u16, error: Box<OpenError> },
-    NoRing(io::Error),
-    FailedToStart { what: &'static str, source: io::Error },
-}
-
-/// What a shard's thread waits for while all start.
-enum Told {
-    /// All have read their logs: whether this one begins without its newest frame.
-    End { is_cut: bool },
-    /// All have opened: what is new may be made.
-    Begin,
 }
 
 /// Serves until a signal asks to stop, and runs these topologies. Returns when every shard's WAL is
@@ -667,77 +650,9 @@ fn segments_size(storage: &Directory) -> u64 {
     files.iter().filter(|(file, _)| file.is_wal()).map(|(_, size)| size).sum()
 }
 
-/// Leads the shards through their start; returns how much was replayed. If one does not start the
-/// others end, for nobody tells them anything any more.
-fn wait_until_ready(
-    events: &mpsc::Receiver<Event>,
-    tells: Vec<mpsc::Sender<Told>>,
-    notify: &Notify,
-) -> Result<(u64, u64), ServeError> {
-    let mut ends: Vec<Option<LogEnd>> = vec![None; tells.len()];
-    let mut ready = 0;
-    let mut replayed = (0, 0);
-    while ready < tells.len() {
-        match events.recv_timeout(Duration::from_secs(10)) {
-            Ok(Event::Recovered { shard, end }) => {
-                ends[usize::from(shard)] = Some(end);
-                if let Some(ends) = ends.iter().cloned().collect::<Option<Vec<_>>>() {
-                    for (tell, is_cut) in tells.iter().zip(cut_ends(&ends)) {
-                        // A thread that has ended says why itself.
-                        let _ = tell.send(Told::End { is_cut });
-                    }
-                }
-            }
-            Ok(Event::Ready { shard, took, frames, bytes }) => {
-                tracing::debug!(shard, took_ms = took.as_millis() as u64, frames, bytes, "ready");
-                ready += 1;
-                replayed = (replayed.0 + frames, replayed.1 + bytes);
-            }
-            Ok(Event::Listening) => unreachable!("nobody was told to"),
-            Ok(Event::Failed { shard, error }) => return Err(open_error(shard, *error)),
-            Ok(Event::NoRing(source)) if source.raw_os_error() == Some(libc::ENOMEM) => {
-                return Err(ServeError::LockedMemory { limit: raise_locked_memory() });
-            }
-            Ok(Event::NoRing(source)) => {
-                return Err(ServeError::System { what: "setting up io_uring", source });
-            }
-            Ok(Event::FailedToStart { what, source }) => {
-                return Err(ServeError::System { what, source });
-            }
-            Err(mpsc::RecvTimeoutError::Timeout) => {
-                notify.status("recovering");
-                notify.extend_timeout(Duration::from_secs(60));
-            }
-            Err(mpsc::RecvTimeoutError::Disconnected) => {
-                let source = io::Error::other("it ended without a word");
-                return Err(ServeError::System { what: "a shard's thread", source });
-            }
-        }
-    }
-    for tell in &tells {
-        let _ = tell.send(Told::Begin);
-    }
-    Ok(replayed)
-}
-
-/// Every shard takes connections from here on. One that cannot ends the process.
-fn wait_until_listening(events: &mpsc::Receiver<Event>, shard_count: u16) {
-    let is_listening = |event: &Event| matches!(event, Event::Listening);
-    let count = events.iter().filter(is_listening).take(shard_count.into()).count();
-    assert_eq!(count, usize::from(shard_count), "a shard's thread ended without a word");
-}
-
-/// A directory in use is the node's matter, not a shard's.
-fn open_error(shard: u16, error: OpenError) -> ServeError {
-    match error {
-        OpenError::Directory(error) => ServeError::Directory(error),
-        error => ServeError::Open { shard, source: Box::new(error) },
-    }
-}
-
 /// Raises the limit on locked memory as far as this user may, for the kernel counts the rings
 /// against it; the limit then.
-fn raise_locked_memory() -> u64 {
+pub(super) fn raise_locked_memory() -> u64 {
     raise_limit(libc::RLIMIT_MEMLOCK)
 }
 

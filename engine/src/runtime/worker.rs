@@ -647,8 +647,9 @@ impl Worker {
         if !self.shard.is_quiet() {
             tracing::warn!(
                 shard = self.shard.id().0,
-                "the log has no room for what is open, which was not acknowledged; this shard ends \
-                 without a seal, as after a crash"
+                "the log has no room for what is open, or another shard has not written what it \
+                 rests on; it was not acknowledged, and this shard ends without a seal, as after a \
+                 crash"
             );
         } else if let Some(seal) = self.shard.seal(now) {
             self.write(seal);

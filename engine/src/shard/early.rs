@@ -14,6 +14,7 @@ use tidemill_wal::recovery::ReplayFrame;
 
 use super::{Outgoing, Shard};
 use crate::effect::{Change, Effect, MeshMessage, Now};
+use crate::outbox::FilterBeyondEnd;
 use crate::state::{Kind, State};
 
 /// What is on its way too early to count.
@@ -45,12 +46,9 @@ impl Early {
 
 impl Shard {
     /// An entry leaves with the frame that it is in.
-    pub(super) fn leave(&mut self, to: ShardId, sequence: u64, effects: &mut Vec<Effect>) {
-        match self.newest_frame() {
-            Some(_) if !self.wal.is_filling_empty() => self.early.leaving.push((to, sequence)),
-            Some(frame) => self.send_with(frame, &[(to, sequence)], effects),
-            None => _ = self.send_entry(to, sequence, Sequence(0), effects),
-        }
+    pub(super) fn leave(&mut self, to: ShardId, sequence: u64) {
+        assert!(!self.wal.is_filling_empty(), "an entry is in the filling frame");
+        self.early.leaving.push((to, sequence));
     }
 
     /// The frame was handed over to be written.
@@ -102,8 +100,14 @@ impl Shard {
 
     /// What comes from a frame of another shard is not durable before that is. Frame 0: it is.
     pub(super) fn rest_on(&mut self, from: ShardId, frame: Sequence) {
-        if frame > Sequence(0) {
-            self.early.rests.push(Rest { own: self.wal.filling(), from, frame });
+        if frame == Sequence(0) {
+            return;
+        }
+        let own = self.wal.filling();
+        let same = self.early.rests.iter_mut().find(|rest| rest.own == own && rest.from == from);
+        match same {
+            Some(rest) => rest.frame = rest.frame.max(frame),
+            None => self.early.rests.push(Rest { own, from, frame }),
         }
     }
 
@@ -154,52 +158,67 @@ pub struct LogEnd {
     pub made: HashMap<ShardId, u64>,
     /// The same without the newest frame.
     pub made_before: HashMap<ShardId, u64>,
+    /// Of other shards, the newest entry that is known to be taken.
+    pub taken: HashMap<ShardId, u64>,
+    /// The same without the newest frame.
+    pub taken_before: HashMap<ShardId, u64>,
     /// Entries of other shards, up to these, that the newest frame may hold, and that may be gone.
     pub rests: Vec<(ShardId, u64)>,
 }
 
 impl LogEnd {
-    /// Entries that were made up to a state.
-    pub(crate) fn add_state(&mut self, state: &State) -> Result<(), String> {
-        for (key, value) in state.range(&Kind::OutboxNext.key(&[])) {
-            self.add_made(decode(key, value)?);
+    /// Of a log that cannot be read to its end: whatever others have taken may have been made there.
+    pub fn of_damaged(shard_count: u16) -> Self {
+        let made: HashMap<ShardId, u64> =
+            (0..shard_count).map(|it| (ShardId(it), u64::MAX)).collect();
+        Self { made_before: made.clone(), made, ..Self::default() }
+    }
+
+    /// What was made and taken up to a state.
+    pub fn add_state(&mut self, state: &State) -> Result<(), String> {
+        for kind in [Kind::OutboxNext, Kind::OutboxTaken] {
+            for (key, value) in state.range(&kind.key(&[])) {
+                self.add(kind, decode(key, value)?, true);
+            }
         }
         Ok(())
     }
 
-    /// Entries that were made in a frame after that, which stays in any case.
-    pub(crate) fn add_frame(&mut self, frame: &ReplayFrame) -> Result<(), String> {
-        numbers(frame, Kind::OutboxNext, |next| self.add_made(next))
+    /// What was in a frame after that, which stays in any case.
+    pub fn add_frame(&mut self, frame: &ReplayFrame) -> Result<(), String> {
+        self.add_numbers(frame, true)
     }
 
     /// The newest frame, which nobody may have been told of.
-    pub(crate) fn set_newest(&mut self, frame: &ReplayFrame) -> Result<(), String> {
-        let (made, rests) = (&mut self.made, &mut self.rests);
-        numbers(frame, Kind::OutboxNext, |(to, next)| _ = made.insert(to, next - 1))?;
-        numbers(frame, Kind::OutboxEarly, |rest| rests.push(rest))
+    pub fn set_newest(&mut self, frame: &ReplayFrame) -> Result<(), String> {
+        self.add_numbers(frame, false)
     }
 
-    fn add_made(&mut self, (to, next): (ShardId, u64)) {
-        self.made.insert(to, next - 1);
-        self.made_before.insert(to, next - 1);
+    fn add_numbers(&mut self, frame: &ReplayFrame, stays: bool) -> Result<(), String> {
+        for item in frame.entries() {
+            let (_, entry) = item.map_err(|fault| fault.to_string())?;
+            let Entry::Put { key, value } = entry else { continue };
+            match Kind::of(key) {
+                Some(kind @ (Kind::OutboxNext | Kind::OutboxTaken)) => {
+                    self.add(kind, decode(key, value)?, stays);
+                }
+                Some(Kind::OutboxEarly) if !stays => self.rests.push(decode(key, value)?),
+                _ => {}
+            }
+        }
+        Ok(())
     }
-}
 
-/// Values of a kind in a frame, with the shards that their keys name.
-fn numbers(
-    frame: &ReplayFrame,
-    kind: Kind,
-    mut found: impl FnMut((ShardId, u64)),
-) -> Result<(), String> {
-    for item in frame.entries() {
-        let (_, entry) = item.map_err(|fault| fault.to_string())?;
-        if let Entry::Put { key, value } = entry
-            && Kind::of(key) == Some(kind)
-        {
-            found(decode(key, value)?);
+    fn add(&mut self, kind: Kind, (shard, number): (ShardId, u64), stays: bool) {
+        let (all, before, number) = match kind {
+            Kind::OutboxTaken => (&mut self.taken, &mut self.taken_before, number),
+            _ => (&mut self.made, &mut self.made_before, number - 1),
+        };
+        all.insert(shard, number);
+        if stays {
+            before.insert(shard, number);
         }
     }
-    Ok(())
 }
 
 fn decode(key: &[u8], value: &[u8]) -> Result<(ShardId, u64), String> {
@@ -209,6 +228,23 @@ fn decode(key: &[u8], value: &[u8]) -> Result<(ShardId, u64), String> {
         (Some(shard), Some(number)) => Ok((ShardId(shard), number)),
         _ => Err("an outbox sequence cannot be read".to_owned()),
     }
+}
+
+/// Refuses shards one of which has taken what the other has not made: their directories do not belong
+/// together, or one has lost what was durable. Nothing was changed yet.
+pub fn check_ends(ends: &[LogEnd], is_cut: &[bool]) -> Result<(), FilterBeyondEnd> {
+    for (shard, (end, cut)) in (0..).zip(ends.iter().zip(is_cut)) {
+        let taken = if *cut { &end.taken_before } else { &end.taken };
+        for (&from, &claimed) in taken {
+            let Some(sender) = ends.get(usize::from(from.0)) else { continue };
+            let made = if is_cut[usize::from(from.0)] { &sender.made_before } else { &sender.made };
+            let last = made.get(&ShardId(shard)).copied().unwrap_or(0);
+            if claimed > last {
+                return Err(FilterBeyondEnd { peer: shard, own: from.0, claimed, last });
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Which shards begin without their newest frame, for it holds entries that their senders do not
@@ -250,6 +286,7 @@ mod tests {
             made: made.iter().copied().collect(),
             made_before: before.iter().copied().collect(),
             rests: rests.to_vec(),
+            ..LogEnd::default()
         }
     }
 
@@ -279,5 +316,24 @@ mod tests {
         let a = end(&[(B, 4)], &[(B, 5)], &[(B, 8)]);
         let b = end(&[(A, 8)], &[(A, 9)], &[(A, 5)]);
         assert_eq!(cut_ends(&[a, b]), [false, false]);
+    }
+
+    #[test]
+    fn what_was_taken_and_never_made_is_refused_before_anything_is_cut() {
+        let sender = end(&[(B, 6)], &[(B, 7)], &[]);
+        let mut receiver = end(&[], &[], &[(A, 8)]);
+        (receiver.taken, receiver.taken_before) = ([(A, 8)].into(), [(A, 6)].into());
+        let cuts = cut_ends(&[sender.clone(), receiver.clone()]);
+        assert_eq!(cuts, [false, true]);
+        assert_eq!(check_ends(&[sender.clone(), receiver.clone()], &cuts), Ok(()));
+        // An older copy of the sender, whose newest entry is one that was durable before.
+        let fault = FilterBeyondEnd { peer: 1, own: 0, claimed: 6, last: 5 };
+        let old = end(&[(B, 4)], &[(B, 5)], &[]);
+        let cuts = cut_ends(&[old.clone(), receiver.clone()]);
+        assert_eq!(check_ends(&[old, receiver.clone()], &cuts), Err(fault));
+        // The receiver keeps its newest frame, for it rests on nothing.
+        receiver.rests.clear();
+        let fault = FilterBeyondEnd { peer: 1, own: 0, claimed: 8, last: 7 };
+        assert_eq!(check_ends(&[sender, receiver], &[false, false]), Err(fault));
     }
 }

@@ -46,7 +46,7 @@ use crate::state::State;
 use crate::topology::Plan;
 
 pub use contents::Contents;
-pub use early::{LogEnd, cut_ends};
+pub use early::{LogEnd, check_ends, cut_ends};
 pub use open::{OpenError, Opened, Recovered, partition_of};
 pub use topology::{EdgeFacts, OperatorFacts, RECORDS_SIZE_MAX, StageFacts, TopologyFacts};
 
@@ -517,7 +517,7 @@ impl Shard {
 
     fn hold_now(&mut self, outgoing: Outgoing, effects: &mut Vec<Effect>) {
         if let Outgoing::Entry(to, sequence) = outgoing {
-            return self.leave(to, sequence, effects);
+            return self.leave(to, sequence);
         }
         let newest = if self.is_unhurried() { self.wal.in_flight() } else { self.newest_frame() };
         match newest {

@@ -73,7 +73,7 @@ pub struct Opened {
     pub frames: u64,
     /// Bytes of frames replayed.
     pub bytes: u64,
-    /// A frame that a crash cut short; it was never acknowledged.
+    /// A frame that a crash cut short, or that was cut for another shard's; it was never acknowledged.
     pub torn: Option<Torn>,
 }
 

@@ -15,7 +15,7 @@ use tidemill::group::GroupLimits;
 use tidemill::kafka::error_code::ErrorCode;
 use tidemill::kafka::messages::{OffsetFetchGroup, OffsetFetchRequest};
 use tidemill::runtime::identity::{Identity, shard_directory};
-use tidemill::shard::{Shard, ShardOptions};
+use tidemill::shard::{LogEnd, Shard, ShardOptions, check_ends, cut_ends};
 use tidemill::state::{Kind, State};
 use tidemill_wal::disk::{Directory, DirectoryOptions, DiskFault, DiskOp, ExtentMap, Storage};
 use tidemill_wal::extent::ExtentView;
@@ -40,14 +40,26 @@ pub fn recover(directory: &Path) -> Result<Found, String> {
     let mut found = Found::default();
     let mut catalog = Catalog::new(identity.shards, limits());
     let mut records = BTreeMap::new();
+    let say = |shard: u16| move |why: String| format!("shard {shard}: {why}");
+    let mut recovered = Vec::new();
     for shard in 0..identity.shards {
         let place = shard_directory(directory, shard);
-        let say = |why: String| format!("shard {shard}: {why}");
         let wait = Duration::from_secs(5);
         let options = DirectoryOptions { wal: place.clone(), data: place, lock_wait: wait };
-        let directory = Directory::open(&options).map_err(|error| say(error.to_string()))?;
-        let mut files = ReadOnce { directory, pieces: RefCell::default() };
-        let opened = open(&mut files, shard, &identity).map_err(say)?;
+        let opened = Directory::open(&options).map_err(|error| say(shard)(error.to_string()));
+        let mut files = ReadOnce { directory: opened?, pieces: RefCell::default() };
+        let options = shard_options(shard, &identity);
+        let found = Shard::recover(&mut files, options, &mut |_| {});
+        recovered.push((found.map_err(|error| say(shard)(error.to_string()))?, files));
+    }
+    let ends: Vec<LogEnd> = recovered.iter().map(|(found, _)| found.log_end().clone()).collect();
+    let cuts = cut_ends(&ends);
+    check_ends(&ends, &cuts).map_err(|fault| fault.to_string())?;
+    for (shard, ((recovered, mut files), is_cut)) in (0..).zip(recovered.into_iter().zip(cuts)) {
+        let say = say(shard);
+        let now = Now { monotonic_ms: 1, wall_ms: 1 };
+        let opened = recovered.open(&mut files, is_cut, now);
+        let opened = opened.map_err(|error| say(error.to_string()))?.shard;
         for (group, _, offset) in opened.committed() {
             note_committed(&mut found.committed, group, offset as i64);
         }
@@ -114,9 +126,9 @@ impl Storage for ReadOnce {
     }
 }
 
-/// The recovery of the daemon itself.
-fn open(files: &mut ReadOnce, shard: u16, identity: &Identity) -> Result<Shard, String> {
-    let options = ShardOptions {
+/// For the recovery of the daemon itself.
+fn shard_options(shard: u16, identity: &Identity) -> ShardOptions {
+    ShardOptions {
         id: ShardId(shard),
         shard_count: identity.shards,
         node: identity.node_bytes().expect("checked when it was loaded"),
@@ -138,10 +150,7 @@ fn open(files: &mut ReadOnce, shard: u16, identity: &Identity) -> Result<Shard, 
         waiting_batches_size_max: 8 << 20,
         topologies: Vec::new(),
         state_budget: u64::MAX,
-    };
-    let now = Now { monotonic_ms: 1, wall_ms: 1 };
-    let opened = Shard::open(files, options, now, &mut |_| {});
-    Ok(opened.map_err(|error| error.to_string())?.shard)
+    }
 }
 
 fn limits() -> CatalogLimits {

@@ -71,7 +71,7 @@ pub struct Peer {
     pub state: State,
 }
 
-/// Plans the shard's new life. Reads only.
+/// Plans the shard's new life. Reads only. `is_cut`: its newest frame goes.
 pub fn plan(
     directory: &Directory,
     shard: ShardId,
@@ -79,6 +79,7 @@ pub fn plan(
     node: [u8; 16],
     faults: &[Fault],
     peers: &[Peer],
+    is_cut: bool,
 ) -> Result<Rebuilt, String> {
     let files =
         directory.list().map_err(|error| format!("the directory cannot be listed: {error}"))?;
@@ -99,7 +100,14 @@ pub fn plan(
     };
     let (mut state, _) = load_state(directory, &base, &mut notes);
     let replay_from = (!is_new_manifest).then_some(base.replay_from);
-    let chain = chain::read(directory, shard, &files, base.first_segment, replay_from);
+    let mut chain = chain::read(directory, shard, &files, base.first_segment, replay_from);
+    if is_cut && let Some(newest) = chain.frames.pop() {
+        notes.push(format!(
+            "Frame {}, the newest, goes as at a start: it rests on what another shard has lost. \
+             Nobody was told of it.",
+            newest.header.sequence()
+        ));
+    }
     aside.extend(chain.cut.iter().cloned());
     let mut tails: BTreeMap<PartitionId, Vec<Tail>> = BTreeMap::new();
     for frame in &chain.frames {

@@ -5,6 +5,7 @@ mod random;
 mod torn;
 
 use std::cell::Cell;
+use std::io;
 
 use super::*;
 use crate::disk::MemoryStorage;

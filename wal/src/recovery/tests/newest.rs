@@ -43,7 +43,7 @@ fn the_first_frame_of_a_log_is_not_kept_back() {
 }
 
 /// Starts without the newest frame, torn in its turn, and goes on over what is left of it.
-fn check_cut(mut world: World) {
+fn check_cut(mut world: World) -> World {
     let (end, newest, _) = find(&world);
     let Newest { frame, without } = newest.expect("nothing says that it was durable");
     let write = world.acknowledged.pop().expect("it was written");
@@ -84,6 +84,7 @@ fn check_cut(mut world: World) {
         let last = world.expect_all();
         assert_eq!(last.last.0 as usize, world.acknowledged.len());
     }
+    world
 }
 
 #[test]
@@ -105,5 +106,21 @@ fn the_newest_frame_may_be_the_first_of_its_segment() {
     }
     let (before, newest) = (&world.acknowledged[2], &world.acknowledged[3]);
     assert!(before.segment < newest.segment);
-    check_cut(world);
+    let (segment, sequence) = (newest.segment, newest.sequence);
+    let mut world = check_cut(world);
+    // It cannot take the place of the seal, should that be damaged.
+    let seal = world.acknowledged[sequence.0 as usize - 1].clone();
+    assert_eq!((seal.kind, seal.segment < segment), (FrameKind::Seal, true));
+    world.bytes_mut(&seal)[100] ^= 1;
+    world.expect_corrupt("frame 4 is due here");
+}
+
+#[test]
+fn a_torn_frame_tells_that_the_one_before_it_was_durable() {
+    let mut world = small_world();
+    assert!(find(&world).1.is_some());
+    let write = world.submit(2);
+    world.tear(&write, |sector| sector == 0);
+    let (end, newest, _) = find(&world);
+    assert_eq!((end.last, newest.map(drop)), (Sequence(4), None), "its header says so");
 }
