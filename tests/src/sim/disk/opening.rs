@@ -44,7 +44,7 @@ impl<'a> Opening<'a> {
     }
 
     /// What recovery read is durable.
-    fn sync_read(&mut self) {
+    pub fn sync_read(&mut self) {
         for file in self.read.take() {
             if let Some(inode) = self.disk.inode_mut(&file) {
                 inode.sync();

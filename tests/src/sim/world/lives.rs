@@ -248,7 +248,10 @@ impl World {
         let (is_crashed, has_failed) = (storage.is_crashed(), storage.has_failed());
         *ops_until_crash = storage.ops_until_crash();
         match opened {
-            Ok(opened) => Ok(Ok(opened)),
+            Ok(opened) => {
+                storage.sync_read();
+                Ok(Ok(opened))
+            }
             Err(OpenError::Disk(DiskFault::Failed { .. })) if is_crashed => Ok(Err(Start::Crashed)),
             Err(error) => {
                 self.say(|| format!("{index} does not start: {error}"));
