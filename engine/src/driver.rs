@@ -164,7 +164,7 @@ impl TestDriver {
             .collect::<Result<_, OpenError>>()?;
         let ends: Vec<_> = recovered.iter().map(|it| it.log_end().clone()).collect();
         let cuts = cut_ends(&ends);
-        check_ends(&ends, &cuts).map_err(|fault| OpenError::Contents(fault.to_string()))?;
+        check_ends(&ends, &cuts).map_err(OpenError::Disagree)?;
         let places = self.places.iter_mut().zip(recovered).zip(cuts);
         for ((place, recovered), is_cut) in places {
             place.shard = Some(recovered.open(&mut place.disk, is_cut, self.now)?.shard);

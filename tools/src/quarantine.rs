@@ -5,6 +5,7 @@
 //! names in the quarantine, new files, the manifest that names them, then the old names go.
 
 mod chain;
+mod ends;
 mod rebuild;
 
 use std::collections::BTreeMap;
@@ -16,7 +17,6 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use clap::Args;
 use serde_json::json;
 use tidemill::runtime::identity::shard_directory;
-use tidemill::shard::{LogEnd, cut_ends};
 use tidemill::state::Kind;
 use tidemill_wal::commit::LogOptions;
 use tidemill_wal::disk::{
@@ -31,10 +31,10 @@ use tidemill_wal::recovery::{self, ScanEnd};
 use tidemill_wal::snapshot::SnapshotWriter;
 use tidemill_wal::store::RUN_OWN_SIZE;
 
-use self::rebuild::{Peer, Rebuilt};
+use self::ends::Ends;
+use self::rebuild::Rebuilt;
 use crate::fault::Fault;
 use crate::output::Printer;
-use crate::picture::{Keep, Picture};
 use crate::place::{self, Node};
 use crate::progress::Progress;
 use crate::words::Names;
@@ -94,8 +94,19 @@ pub fn run(options: &Options) -> Result<Outcome, Failure> {
     let mut printer = Printer::new(options.json);
     let mut directory = lock(&node, options.shard)?;
     let progress = Progress::new("verifying", 0);
-    let faults = verify::shard(&node, options.shard, &progress, &mut Default::default());
+    let mut faults = verify::shard(&node, options.shard, &progress, &mut Default::default());
     drop(progress);
+    let ends = Ends::load(&node, identity.shards);
+    if let Some(fault) = ends.fault() {
+        if fault.own == options.shard {
+            faults.push(Fault::of_path(&shard_directory(&node.data, fault.own), fault));
+        } else if faults.is_empty() {
+            return Err(Failure::Unreadable(format!(
+                "shard {} has no damage, but {fault}: quarantine shard {}",
+                options.shard, fault.own
+            )));
+        }
+    }
     if faults.is_empty() {
         printer.item(
             format_args!("shard {} has no damage; there is nothing to do", options.shard),
@@ -107,7 +118,8 @@ pub fn run(options: &Options) -> Result<Outcome, Failure> {
     if let Some(fault) = faults.iter().find(|fault| fault.is_too_new) {
         return Err(Failure::Unreadable(format!("{fault}; use the newer tidemill-dump")));
     }
-    let (peers, is_cut) = peers(&node, options.shard, identity.shards);
+    let is_cut = ends.is_cut(options.shard);
+    let peers = ends.peers(&node, options.shard);
     let bytes = identity.node_bytes().expect("checked when it was loaded");
     let shard = ShardId(options.shard);
     // Read through a second handle: the locked one may cut off what a reader still needs.
@@ -161,31 +173,6 @@ fn lock(node: &Node, shard: u16) -> Result<Directory, Failure> {
             Failure::Unreadable(error.to_string())
         }
     })
-}
-
-/// The other shards, and whether the newest frame of this one goes: as the next start would have it.
-fn peers(node: &Node, shard: u16, shard_count: u16) -> (Vec<Peer>, bool) {
-    let load = |it: &u16| Picture::load(node, *it, Keep::Numbers);
-    let pictures: Vec<Picture> = node.shards.iter().map(load).collect();
-    let mut ends = vec![LogEnd::default(); shard_count.into()];
-    for picture in &pictures {
-        if let Some(end) = ends.get_mut(usize::from(picture.shard)) {
-            // What a damaged one has made is not known; what others took of it is taken for made.
-            *end = match picture.faults.is_empty() {
-                true => picture.log_end.clone(),
-                false => LogEnd::of_damaged(shard_count),
-            };
-        }
-    }
-    let cuts = cut_ends(&ends);
-    let is_cut = |it: u16| cuts.get(usize::from(it)).copied().unwrap_or(false);
-    let others = pictures.into_iter().filter(|picture| picture.shard != shard);
-    let peer = |picture: Picture| match is_cut(picture.shard) {
-        true => Picture::load_cut(node, picture.shard, Keep::Numbers),
-        false => picture,
-    };
-    let others = others.map(peer).map(|it| Peer { shard: it.shard, state: it.state });
-    (others.collect(), is_cut(shard))
 }
 
 fn print_plan(

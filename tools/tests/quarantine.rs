@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use serde_json::Value;
 use tidemill::batch::{BatchBuilder, NewRecord, RecordBatch};
 use tidemill::command::Refusal;
+use tidemill::shard::OpenError;
 use tidemill_wal::format::FileName;
 use tidemill_wal::manifest::manifest_name;
 use tidemill_wal::segment::file_name;
@@ -281,6 +282,45 @@ fn shards_agree_again_after_one_of_them_lost_changes_of_the_catalog() {
             }
         }
     }
+}
+
+#[test]
+fn shards_that_do_not_belong_together_agree_after_a_quarantine() {
+    let data = tempfile::tempdir().unwrap();
+    let first = tidemill::runtime::identity::shard_directory(data.path(), 0);
+    drop(Node::open(data.path()).expect("a new node"));
+    let old = files_of(&first);
+    let mut node = Node::open(data.path()).expect("the node starts");
+    // The second change says that the other shard has the first one for good.
+    let topics = ["one", "two"].map(|name| node.create_topic(name));
+    drop(node);
+    std::fs::remove_dir_all(&first).unwrap();
+    std::fs::create_dir(&first).unwrap();
+    for (name, bytes) in old {
+        std::fs::write(first.join(name), bytes).unwrap();
+    }
+    match Node::open(data.path()) {
+        Err(error @ OpenError::Disagree(_)) => {
+            assert!(error.to_string().contains("quarantine --shard 0"), "{error}");
+        }
+        Err(error) => panic!("{error}"),
+        Ok(_) => panic!("an old copy was taken"),
+    }
+    let shown = data.path().display().to_string();
+    let (code, text) = dump(&["quarantine", &shown, "--shard", "1", "--yes"]);
+    assert!(code != 0 && text.contains("quarantine shard 0"), "{text}");
+    let (code, text) = dump(&["quarantine", &shown, "--shard", "0", "--yes"]);
+    assert_eq!(code, 0, "{text}");
+    let mut node = Node::open(data.path()).expect("the node starts");
+    let later = node.create_topic("later");
+    for topic in [topics[0], later] {
+        assert!(node.produce(partition(topic, 0), new_batch()).is_ok());
+    }
+}
+
+fn files_of(directory: &std::path::Path) -> Vec<(std::ffi::OsString, Vec<u8>)> {
+    let entries = std::fs::read_dir(directory).unwrap().map(Result::unwrap);
+    entries.map(|entry| (entry.file_name(), std::fs::read(entry.path()).unwrap())).collect()
 }
 
 #[test]

@@ -35,7 +35,7 @@
 //!
 //! A torn tail and an end are treated alike: a seal is written over the place where `n` was due,
 //! with a new epoch, durable before anything follows. The rest of a torn frame has no header of
-//! its own and cannot come back; a frame that is cut whole and was the first of its segment goes with that.
+//! its own and cannot come back.
 //!
 //! One case cannot be told apart: damage to exactly the last acknowledged frame looks torn. An
 //! idle frame or a seal behind it makes it corruption.
@@ -233,9 +233,16 @@ pub fn scan_to_newest(
 ) -> Result<(ScanEnd, Option<Newest>), ScanError> {
     assert!(start.replay_from > Sequence(0), "sequences start at 1");
     let mut scan = Scan::open(storage, start)?;
-    scan.walk(visit)?;
-    scan.refuse_if_frames_follow()?;
-    scan.refuse_if_durable_is_missing()?;
+    let mut checked = scan.walk(visit);
+    checked = checked.and_then(|()| scan.refuse_if_frames_follow());
+    checked = checked.and_then(|()| scan.refuse_if_durable_is_missing());
+    if let Err(error) = checked {
+        // Those who look at damage want what is before it.
+        if let Some(frame) = scan.held.take() {
+            hand_out(frame, visit)?;
+        }
+        return Err(error);
+    }
     let end = scan.end();
     let Some(frame) = scan.held.take() else { return Ok((end, None)) };
     if frame.header.sequence() <= scan.durable || !scan.cut(&frame) {
@@ -478,6 +485,20 @@ impl<'a> Scan<'a> {
 
     fn check_follows(&self, index: usize, header: &FrameHeader) -> Result<(), ScanError> {
         let why = match &self.last {
+            // A start cut that frame whole and wrote its seal there.
+            Some(last)
+                if header.previous() != last.checksum()
+                    && header.shard_epoch() > last.shard_epoch() =>
+            {
+                let why = format!(
+                    "frame {} is here, which a later start cut, and not its seal, which frame {} \
+                     follows",
+                    last.sequence(),
+                    header.sequence()
+                );
+                let segment = &self.segments[self.index_of(last.segment())];
+                return Err(segment.corrupt(last.offset(), last.sequence(), why));
+            }
             Some(last) if header.previous() != last.checksum() => {
                 format!("frame {} does not follow the frame before it", header.sequence())
             }
@@ -532,15 +553,8 @@ impl<'a> Scan<'a> {
     fn cut(&mut self, newest: &ReplayFrame) -> bool {
         let Some(before) = self.before_last.take() else { return false };
         let found = self.in_use.last_mut().expect("the newest frame is in it");
-        if found.first == newest.header.sequence() {
-            // As a segment to be used it would bring the frame back, if the seal that takes its place in
-            // the segment before were ever damaged.
-            let id = self.in_use.pop().expect("just seen").id;
-            self.segments.retain(|segment| segment.id != id);
-            self.stale.push(segment::file_name(id));
-        } else {
-            (found.last, found.end) = (before.sequence(), newest.offset);
-        }
+        // Also if it is the first of its segment: the seal goes over it, so that it cannot come back.
+        (found.last, found.end) = (before.sequence(), newest.offset);
         let size = newest.header.frame_size() as u64;
         self.last = Some(before);
         self.frames -= 1;

@@ -45,9 +45,8 @@ pub(super) fn wait_until_ready(
                 ends[usize::from(shard)] = Some(end);
                 if let Some(ends) = ends.iter().cloned().collect::<Option<Vec<_>>>() {
                     let cuts = cut_ends(&ends);
-                    check_ends(&ends, &cuts).map_err(|fault| {
-                        open_error(fault.own, OpenError::Contents(fault.to_string()))
-                    })?;
+                    check_ends(&ends, &cuts)
+                        .map_err(|fault| open_error(fault.own, OpenError::Disagree(fault)))?;
                     for (tell, is_cut) in tells.iter().zip(cuts) {
                         // A thread that has ended says why itself.
                         let _ = tell.send(Told::End { is_cut });

@@ -166,7 +166,10 @@ fn open_exit_code(error: &OpenError) -> ExitCode {
         | OpenError::Scan(ScanError::Io { .. }) => ExitCode::DiskFailed,
         OpenError::Directory(error) => directory_exit_code(error),
         OpenError::Disk(_) => ExitCode::DiskFailed,
-        OpenError::Store(_) | OpenError::Scan(_) | OpenError::Contents(_) => ExitCode::Corruption,
+        OpenError::Store(_)
+        | OpenError::Scan(_)
+        | OpenError::Contents(_)
+        | OpenError::Disagree(_) => ExitCode::Corruption,
         OpenError::Topology(..) => ExitCode::Configuration,
     }
 }

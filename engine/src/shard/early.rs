@@ -231,7 +231,7 @@ fn decode(key: &[u8], value: &[u8]) -> Result<(ShardId, u64), String> {
 }
 
 /// Refuses shards one of which has taken what the other has not made: their directories do not belong
-/// together, or one has lost what was durable. Nothing was changed yet.
+/// together, or one has lost what was durable. To be asked before any log is written to.
 pub fn check_ends(ends: &[LogEnd], is_cut: &[bool]) -> Result<(), FilterBeyondEnd> {
     for (shard, (end, cut)) in (0..).zip(ends.iter().zip(is_cut)) {
         let taken = if *cut { &end.taken_before } else { &end.taken };

@@ -20,7 +20,7 @@ use crate::batch::RecordBatch;
 use crate::catalog::{Catalog, IdSource};
 use crate::effect::{Change, Effect, Now};
 use crate::group::{Groups, stored};
-use crate::outbox::Outbox;
+use crate::outbox::{FilterBeyondEnd, Outbox};
 use crate::partition::fetch::Readers;
 use crate::partition::log::TailBatch;
 use crate::partition::producer::Producer;
@@ -45,6 +45,13 @@ pub enum OpenError {
     /// Checksums hold, but the contents make no sense: written by a defective or newer build.
     #[error("{0}; the data were not changed. Restore a copy, or use the build that wrote them")]
     Contents(String),
+    /// Two shards do not belong together: one lost what was durable.
+    #[error(
+        "{0}. The node does not start. Restore the directory of shard {own} from a copy, or \
+         `tidemill-dump quarantine --shard {own}` makes the two agree",
+        own = .0.own
+    )]
+    Disagree(FilterBeyondEnd),
     /// What a topology declares is not what it left here.
     #[error("topology {0:?}: {1}")]
     Topology(String, String),

@@ -19,7 +19,7 @@ use tidemill::command::{
 use tidemill::effect::{Effect, ExtentRead, Input, Now, ReadFault, ReadFrom};
 use tidemill::group::GroupLimits;
 use tidemill::runtime::identity::{FORMAT_VERSION, Identity, shard_directory};
-use tidemill::shard::{OpenError, Shard, ShardOptions};
+use tidemill::shard::{LogEnd, OpenError, Shard, ShardOptions, check_ends, cut_ends};
 use tidemill_wal::disk::{Directory, DirectoryOptions, ExtentMap, Storage};
 use tidemill_wal::extent::{ExtentView, ReadFrom as Position};
 use tidemill_wal::format::{FileName, PartitionId, SegmentId, ShardId, TopicId};
@@ -97,6 +97,7 @@ impl Node {
             next_ticket: 0,
             now_ms: 0,
         };
+        let mut recovered = Vec::new();
         for shard in 0..SHARDS {
             let directory = shard_directory(data, shard);
             let places = DirectoryOptions {
@@ -106,10 +107,17 @@ impl Node {
                 lock_wait: Duration::from_secs(10),
             };
             let mut storage = Directory::open(&places)?;
-            let opened =
-                Shard::open(&mut storage, options(shard, delta_size_max), node.now(), &mut |_| ())?;
-            node.shards.push(opened.shard);
+            let options = options(shard, delta_size_max);
+            recovered.push(Shard::recover(&mut storage, options, &mut |_| ())?);
             node.storages.push(storage);
+        }
+        let ends: Vec<LogEnd> = recovered.iter().map(|it| it.log_end().clone()).collect();
+        let cuts = cut_ends(&ends);
+        check_ends(&ends, &cuts).map_err(OpenError::Disagree)?;
+        for ((recovered, is_cut), shard) in recovered.into_iter().zip(cuts).zip(0..) {
+            let now = node.now();
+            let opened = recovered.open(&mut node.storages[shard], is_cut, now)?;
+            node.shards.push(opened.shard);
         }
         for shard in 0..node.shards.len() {
             let mut effects = Vec::new();

@@ -36,6 +36,7 @@ fn blamed(error: &OpenError) -> Option<(&FileName, u64)> {
         | OpenError::Disk(_)
         | OpenError::Directory(_)
         | OpenError::Contents(_)
+        | OpenError::Disagree(_)
         | OpenError::Topology(..) => None,
     }
 }
@@ -50,6 +51,7 @@ fn is_of_disk(error: &OpenError) -> bool {
         | OpenError::Store(_)
         | OpenError::Directory(_)
         | OpenError::Contents(_)
+        | OpenError::Disagree(_)
         | OpenError::Topology(..) => false,
     }
 }

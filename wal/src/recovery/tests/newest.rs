@@ -110,7 +110,7 @@ fn the_newest_frame_may_be_the_first_of_its_segment() {
     let mut world = check_cut(world);
     // It cannot take the place of the seal, should that be damaged.
     let seal = world.acknowledged[sequence.0 as usize - 1].clone();
-    assert_eq!((seal.kind, seal.segment < segment), (FrameKind::Seal, true));
+    assert_eq!((seal.kind, seal.segment), (FrameKind::Seal, segment));
     world.bytes_mut(&seal)[100] ^= 1;
     world.expect_corrupt("frame 4 is due here");
 }
@@ -123,4 +123,28 @@ fn a_torn_frame_tells_that_the_one_before_it_was_durable() {
     world.tear(&write, |sector| sector == 0);
     let (end, newest, _) = find(&world);
     assert_eq!((end.last, newest.map(drop)), (Sequence(4), None), "its header says so");
+}
+
+#[test]
+fn frames_before_damage_are_all_handed_out() {
+    let mut world = small_world();
+    let write = world.acknowledged[2].clone();
+    world.bytes_mut(&write)[200] ^= 1;
+    let mut handed_out = 0;
+    let found = scan(&world.storage, &world.start, &mut |_| {
+        handed_out += 1;
+        Ok(())
+    });
+    assert!(matches!(found, Err(ScanError::Corrupt { .. })));
+    assert_eq!(handed_out, 2);
+}
+
+#[test]
+fn a_seal_that_was_not_written_over_a_frame_that_was_cut_is_missed() {
+    let mut world = small_world();
+    world.put(1);
+    let old = world.acknowledged[4].clone();
+    let mut world = check_cut(world);
+    world.bytes_mut(&old).copy_from_slice(&old.bytes);
+    world.expect_corrupt("frame 5 is here, which a later start cut");
 }
