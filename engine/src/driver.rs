@@ -26,7 +26,7 @@ use crate::effect::{Effect, ExtentRead, Input, Now, ReadFault, ReadFrom};
 use crate::group::GroupLimits;
 use crate::replay::{self, Report, ShardError};
 use crate::reshard::ReshardError;
-use crate::shard::{OpenError, Recovered, Shard, ShardOptions, check_ends, cut_ends};
+use crate::shard::{OpenError, Recovered, Shard, ShardOptions, agree_on_ends};
 use crate::topology::{BadTopology, Plan, Topology};
 
 /// Most that one read of a topic gets at once.
@@ -163,8 +163,7 @@ impl TestDriver {
             .map(|(disk, options)| Shard::recover(disk, options, &mut |_| {}))
             .collect::<Result<_, OpenError>>()?;
         let ends: Vec<_> = recovered.iter().map(|it| it.log_end().clone()).collect();
-        let cuts = cut_ends(&ends);
-        check_ends(&ends, &cuts).map_err(OpenError::Disagree)?;
+        let cuts = agree_on_ends(&ends).map_err(OpenError::Disagree)?;
         let places = self.places.iter_mut().zip(recovered).zip(cuts);
         for ((place, recovered), is_cut) in places {
             place.shard = Some(recovered.open(&mut place.disk, is_cut, self.now)?.shard);

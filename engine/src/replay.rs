@@ -28,7 +28,7 @@ use self::lookup::Lookup;
 use crate::catalog::{Catalog, CatalogLimits};
 use crate::command::Routes;
 use crate::effect::Change;
-use crate::shard::{LogEnd, OpenError, check_ends, cut_ends};
+use crate::shard::{LogEnd, OpenError, agree_on_ends};
 use crate::state::{Kind, State};
 use crate::topology::course::StoredCourse;
 use crate::topology::stored::{self, StoredStep};
@@ -166,8 +166,7 @@ pub fn verify(storages: &[&dyn Storage], plans: &[Arc<Plan>]) -> Result<Report, 
         ends.push(end);
     }
     // What the next start cuts is no step of anybody.
-    let cuts = cut_ends(&ends);
-    check_ends(&ends, &cuts)
+    let cuts = agree_on_ends(&ends)
         .map_err(|fault| at(usize::from(fault.own))(OpenError::Disagree(fault)))?;
     for (shard, frame) in newest.iter().filter(|(shard, _)| !cuts[*shard]) {
         let added = lookup.add_frame(ShardId(*shard as u16), frame);

@@ -1,6 +1,6 @@
 //! How the shards of a node start together.
 //!
-//! Each reads its log; when all have, it is known which newest frames go ([`cut_ends`]), and each opens.
+//! Each reads its log; when all have, it is known which newest frames go ([`agree_on_ends`]), and each opens.
 //! When all have, they work: what is made anew must not meet what was not yet cut.
 
 use std::io;
@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use super::node::{ServeError, raise_locked_memory};
 use crate::admin::notify::Notify;
-use crate::shard::{LogEnd, OpenError, check_ends, cut_ends};
+use crate::shard::{LogEnd, OpenError, agree_on_ends};
 
 /// What a shard's thread tells the main thread.
 pub(super) enum Event {
@@ -44,8 +44,7 @@ pub(super) fn wait_until_ready(
             Ok(Event::Recovered { shard, end }) => {
                 ends[usize::from(shard)] = Some(end);
                 if let Some(ends) = ends.iter().cloned().collect::<Option<Vec<_>>>() {
-                    let cuts = cut_ends(&ends);
-                    check_ends(&ends, &cuts)
+                    let cuts = agree_on_ends(&ends)
                         .map_err(|fault| open_error(fault.own, OpenError::Disagree(fault)))?;
                     for (tell, is_cut) in tells.iter().zip(cuts) {
                         // A thread that has ended says why itself.

@@ -53,20 +53,8 @@ impl Shard {
 
     /// The frame was handed over to be written.
     pub(super) fn send_early(&mut self, frame: Sequence, effects: &mut Vec<Effect>) {
-        let mut leaving = std::mem::take(&mut self.early.leaving);
-        self.send_with(frame, &leaving, effects);
-        leaving.clear();
-        self.early.leaving = leaving;
-    }
-
-    fn send_with(
-        &mut self,
-        frame: Sequence,
-        leaving: &[(ShardId, u64)],
-        effects: &mut Vec<Effect>,
-    ) {
         let mut told: Vec<ShardId> = Vec::new();
-        for &(to, sequence) in leaving {
+        for (to, sequence) in std::mem::take(&mut self.early.leaving) {
             if self.outbox.is_answering(to) {
                 // It must not pass the older ones.
                 self.barrier.push_back((frame, Outgoing::Entry(to, sequence)));
@@ -228,6 +216,13 @@ fn decode(key: &[u8], value: &[u8]) -> Result<(ShardId, u64), String> {
         (Some(shard), Some(number)) => Ok((ShardId(shard), number)),
         _ => Err("an outbox sequence cannot be read".to_owned()),
     }
+}
+
+/// What the shards of a node agree on at a start: [`cut_ends`], if [`check_ends`] finds nothing.
+pub fn agree_on_ends(ends: &[LogEnd]) -> Result<Vec<bool>, FilterBeyondEnd> {
+    let cuts = cut_ends(ends);
+    check_ends(ends, &cuts)?;
+    Ok(cuts)
 }
 
 /// Refuses shards one of which has taken what the other has not made: their directories do not belong

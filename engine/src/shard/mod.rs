@@ -46,7 +46,7 @@ use crate::state::State;
 use crate::topology::Plan;
 
 pub use contents::Contents;
-pub use early::{LogEnd, check_ends, cut_ends};
+pub use early::{LogEnd, agree_on_ends, check_ends, cut_ends};
 pub use open::{OpenError, Opened, Recovered, partition_of};
 pub use topology::{EdgeFacts, OperatorFacts, RECORDS_SIZE_MAX, StageFacts, TopologyFacts};
 

@@ -124,7 +124,7 @@ impl Shard {
     /// through `storage`. `progress` hears of replayed bytes.
     ///
     /// For a shard that is alone, or has ended cleanly. Those of a node agree on the newest frames in
-    /// between: [`Shard::recover`], [`cut_ends`](super::cut_ends), [`Recovered::open`].
+    /// between: [`Shard::recover`], [`agree_on_ends`](super::agree_on_ends), [`Recovered::open`].
     pub fn open(
         storage: &mut dyn Storage,
         options: ShardOptions,
@@ -363,7 +363,7 @@ impl Shard {
 }
 
 impl Recovered {
-    /// What the other shards have to know of it, for [`cut_ends`](super::cut_ends).
+    /// What the other shards have to know of it, for [`agree_on_ends`](super::agree_on_ends).
     pub fn log_end(&self) -> &LogEnd {
         &self.log_end
     }

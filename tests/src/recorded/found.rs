@@ -15,7 +15,7 @@ use tidemill::group::GroupLimits;
 use tidemill::kafka::error_code::ErrorCode;
 use tidemill::kafka::messages::{OffsetFetchGroup, OffsetFetchRequest};
 use tidemill::runtime::identity::{Identity, shard_directory};
-use tidemill::shard::{LogEnd, Shard, ShardOptions, check_ends, cut_ends};
+use tidemill::shard::{LogEnd, Shard, ShardOptions, agree_on_ends};
 use tidemill::state::{Kind, State};
 use tidemill_wal::disk::{Directory, DirectoryOptions, DiskFault, DiskOp, ExtentMap, Storage};
 use tidemill_wal::extent::ExtentView;
@@ -53,8 +53,7 @@ pub fn recover(directory: &Path) -> Result<Found, String> {
         recovered.push((found.map_err(|error| say(shard)(error.to_string()))?, files));
     }
     let ends: Vec<LogEnd> = recovered.iter().map(|(found, _)| found.log_end().clone()).collect();
-    let cuts = cut_ends(&ends);
-    check_ends(&ends, &cuts).map_err(|fault| fault.to_string())?;
+    let cuts = agree_on_ends(&ends).map_err(|fault| fault.to_string())?;
     for (shard, ((recovered, mut files), is_cut)) in (0..).zip(recovered.into_iter().zip(cuts)) {
         let say = say(shard);
         let now = Now { monotonic_ms: 1, wall_ms: 1 };

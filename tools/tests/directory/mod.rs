@@ -19,7 +19,7 @@ use tidemill::command::{
 use tidemill::effect::{Effect, ExtentRead, Input, Now, ReadFault, ReadFrom};
 use tidemill::group::GroupLimits;
 use tidemill::runtime::identity::{FORMAT_VERSION, Identity, shard_directory};
-use tidemill::shard::{LogEnd, OpenError, Shard, ShardOptions, check_ends, cut_ends};
+use tidemill::shard::{LogEnd, OpenError, Shard, ShardOptions, agree_on_ends};
 use tidemill_wal::disk::{Directory, DirectoryOptions, ExtentMap, Storage};
 use tidemill_wal::extent::{ExtentView, ReadFrom as Position};
 use tidemill_wal::format::{FileName, PartitionId, SegmentId, ShardId, TopicId};
@@ -112,8 +112,7 @@ impl Node {
             node.storages.push(storage);
         }
         let ends: Vec<LogEnd> = recovered.iter().map(|it| it.log_end().clone()).collect();
-        let cuts = cut_ends(&ends);
-        check_ends(&ends, &cuts).map_err(OpenError::Disagree)?;
+        let cuts = agree_on_ends(&ends).map_err(OpenError::Disagree)?;
         for ((recovered, is_cut), shard) in recovered.into_iter().zip(cuts).zip(0..) {
             let now = node.now();
             let opened = recovered.open(&mut node.storages[shard], is_cut, now)?;

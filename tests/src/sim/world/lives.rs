@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use tidemill::effect::{Effect, Input};
 use tidemill::runtime::tickets::Tickets;
-use tidemill::shard::{LogEnd, OpenError, Shard, check_ends, cut_ends};
+use tidemill::shard::{LogEnd, OpenError, Shard, agree_on_ends};
 use tidemill_wal::disk::{DiskFault, Storage};
 use tidemill_wal::format::ShardId;
 
@@ -196,8 +196,7 @@ impl World {
             }
         }
         let ends: Vec<LogEnd> = recovered.iter().map(|found| found.log_end().clone()).collect();
-        let cuts = cut_ends(&ends);
-        check_ends(&ends, &cuts).map_err(|fault| fault.to_string())?;
+        let cuts = agree_on_ends(&ends).map_err(|fault| fault.to_string())?;
         let ports = self.connect();
         for (((index, port), found), is_cut) in (0..).zip(ports).zip(recovered).zip(cuts) {
             let now = self.clock.now();
